@@ -1,0 +1,23 @@
+"""The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
+
+from .base import CheckpointError
+from .generate import End, Event, Read, Timings, Token, generate
+from .loader import LoadedModel, load, load_tokenizer
+from .prompts import Prompt
+from .sampling import BadLogitsError, Sampling
+
+__all__ = [
+    "BadLogitsError",
+    "CheckpointError",
+    "End",
+    "Event",
+    "LoadedModel",
+    "Prompt",
+    "Read",
+    "Sampling",
+    "Timings",
+    "Token",
+    "generate",
+    "load",
+    "load_tokenizer",
+]

@@ -1,0 +1,60 @@
+"""The key/value cache: an argument of every forward, so that two conversations can't meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .base import CacheShape
+
+
+class KVCache:
+    """Keys and values of one sequence, `capacity` positions of them allocated and touched at once.
+
+    `length` positions are filled. A forward writes each layer's rows behind them and moves `length` at its end, so that
+    a forward that was interrupted leaves the cache as it was.
+    """
+
+    def __init__(self, shape: CacheShape, capacity: int, dtype: torch.dtype, device: str | torch.device) -> None:
+        if capacity < 1:
+            raise ValueError(f"a cache needs room for at least one position, not {capacity}")
+        size = (shape.layers, 1, shape.kv_heads, capacity, shape.head_dim)
+        # empty + fill: zeros() would leave the pages untouched, and memory would run out in the middle of a reply.
+        self.keys = torch.empty(size, dtype=dtype, device=device).fill_(0)
+        self.values = torch.empty(size, dtype=dtype, device=device).fill_(0)
+        self.capacity = capacity
+        self.length = 0
+        #: What an architecture must remember of the prompt, such as where ChatGLM-6B's [gMASK] stands.
+        self.memory: dict[str, int] = {}
+        #: Called with the layer's number as each layer attends; it may raise to stop the forward.
+        self.on_layer: Callable[[int], None] | None = None
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes [1, kv_heads, time, head_dim] behind the filled part; returns all keys and values up to there."""
+        if self.on_layer is not None:
+            self.on_layer(layer)
+        end = self.length + keys.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, time: int) -> None:
+        """Counts `time` more positions as filled: every layer has written them."""
+        self.length += time
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` positions."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"can't truncate a cache of {self.length} positions to {length}")
+        self.length = length
+        if length == 0:
+            self.memory.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes

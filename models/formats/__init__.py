@@ -1,0 +1,47 @@
+"""Checkpoint forms. A reader knows files and nothing of families; the loader knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..base import CheckpointError
+from ..tokenizer import Tokenizer
+from .gguf import GGUFCheckpoint
+from .huggingface import HuggingFaceCheckpoint
+
+
+class Checkpoint(Protocol):
+    """What the loader needs of any form."""
+
+    path: Path
+    config: dict[str, Any]  #: config.json, or its equivalent in the same terms
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""
+
+    def nbytes(self) -> int:
+        """How many bytes `tensors` will read."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; raises CheckpointError where it has none."""
+
+
+FORMS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Checkpoint]], ...] = (
+    (GGUFCheckpoint.recognises, GGUFCheckpoint),
+    (HuggingFaceCheckpoint.recognises, HuggingFaceCheckpoint),
+)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint of any form; raises CheckpointError for a path that holds none."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a .gguf file.")
+    for recognises, form in FORMS:
+        if recognises(path):
+            return form(path)
+    what = "a folder without config.json or a .gguf file" if path.is_dir() else "neither a folder nor a .gguf file"
+    raise CheckpointError(f"{path} is no checkpoint: it is {what}.")

@@ -1,0 +1,177 @@
+"""GGUF files, with the config and the tensor names put back into the Hugging Face form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as QuantType
+
+from ..base import CheckpointError
+from ..tokenizer import Tokenizer, byte_level_tokenizer
+
+MAGIC = b"GGUF"
+READABLE = {QuantType.F32, QuantType.F16, QuantType.Q4_0, QuantType.Q4_1, QuantType.Q8_0}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one GGUF architecture corresponds to the Hugging Face form."""
+
+    config: Callable[[GGUFCheckpoint], dict[str, Any]]
+    names: Mapping[str, str]  #: "blk.N." becomes the "N." of the pattern
+    restore: Callable[[str, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+
+
+class GGUFCheckpoint:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = _open(path)
+        name = self.value("general.architecture")
+        if name not in LAYOUTS:
+            supported = ", ".join(LAYOUTS)
+            raise CheckpointError(
+                f"{path.name} has the architecture {name!r}, which can't be run here; try {supported}."
+            )
+        self._layout = LAYOUTS[name]
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self.config: dict[str, Any] = self._layout.config(self)
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return path.is_file() and path.suffix == ".gguf"
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """A metadata value as a Python object; {arch} in the key stands for the architecture's name."""
+        if "{arch}" in key:
+            key = key.format(arch=self.value("general.architecture"))
+        field = self._reader.get_field(key)
+        return default if field is None else field.contents()
+
+    def holds(self, name: str) -> bool:
+        return name in self._tensors
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self._tensors:
+            renamed = self._rename(name)
+            if renamed is not None:
+                yield renamed, self._layout.restore(renamed, self.read(name), self.config)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as float32, in torch's order of dimensions."""
+        tensor = self._tensors[name]
+        if tensor.tensor_type not in READABLE:
+            kinds = ", ".join(kind.name for kind in READABLE)
+            raise CheckpointError(
+                f"{self.path.name} holds {name} as {tensor.tensor_type.name}, which can't be read yet; {kinds} can."
+            )
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: the mapped file is read-only
+
+    def nbytes(self) -> int:
+        return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+
+    def tokenizer(self) -> Tokenizer:
+        kind = self.value("tokenizer.ggml.model")
+        if kind != "gpt2":
+            raise CheckpointError(
+                f"{self.path.name} carries a tokenizer of kind {kind!r}; only 'gpt2' can be read yet."
+            )
+        return byte_level_tokenizer(
+            tokens=self.value("tokenizer.ggml.tokens"),
+            kinds=self.value("tokenizer.ggml.token_type"),
+            merges=self.value("tokenizer.ggml.merges"),
+            split=self.value("tokenizer.ggml.pre", "default"),
+        )
+
+    def _rename(self, name: str) -> str | None:
+        match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+        number, rest = match.groups() if match else ("", name)
+        pattern = self._layout.names.get(rest)
+        if pattern is None:
+            return None if name in IGNORED else name
+        return pattern.format(number)
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != MAGIC:
+        raise CheckpointError(f"{path} is not a GGUF file, or damaged at its start; download it again.")
+    try:
+        return gguf.GGUFReader(path)
+    # What the reader raises on a file that ends early or whose header makes no sense.
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again.") from error
+
+
+IGNORED = {"rope_freqs.weight"}  # read into the config
+
+
+def _llama_config(file: GGUFCheckpoint) -> dict[str, Any]:
+    heads = file.value("{arch}.attention.head_count")
+    embedding = file.value("{arch}.embedding_length")
+    head_dim = file.value("{arch}.attention.key_length", file.value("{arch}.rope.dimension_count"))
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": embedding,
+        "intermediate_size": file.value("{arch}.feed_forward_length"),
+        "num_hidden_layers": file.value("{arch}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.value("{arch}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": _vocabulary(file),
+        "max_position_embeddings": file.value("{arch}.context_length"),
+        "rms_norm_eps": file.value("{arch}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": file.value("{arch}.rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(file),
+        "tie_word_embeddings": not file.holds("output.weight"),
+        "bos_token_id": file.value("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.value("tokenizer.ggml.eos_token_id"),
+    }
+
+
+def _vocabulary(file: GGUFCheckpoint) -> int | None:
+    tokens = file._reader.get_field("tokenizer.ggml.tokens")
+    return len(tokens.data) if tokens is not None else file.value("{arch}.vocab_size")
+
+
+def _rope_scaling(file: GGUFCheckpoint) -> dict[str, Any] | None:
+    if file.holds("rope_freqs.weight"):
+        return {"rope_type": "factors", "factors": file.read("rope_freqs.weight").tolist()}
+    kind = file.value("{arch}.rope.scaling.type", "none")
+    return None if kind == "none" else {"rope_type": kind, "factor": file.value("{arch}.rope.scaling.factor")}
+
+
+def _llama_restore(name: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """GGUF rotates neighbouring pairs, the Hugging Face form halves: the rows of q and k go back to their places."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    part = name.split(".")[-2] if "." in name else ""
+    if part not in heads:
+        return tensor
+    return tensor.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).reshape(tensor.shape)
+
+
+LLAMA_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "attn_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+
+LAYOUTS = {"llama": Layout(_llama_config, LLAMA_NAMES, _llama_restore)}

@@ -1,0 +1,195 @@
+"""Generation as two generators: ids, then text. Closing one stops the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from .base import BaseModel
+from .cache import KVCache
+from .sampling import Sampling, make_sampler
+from .tokenizer import StreamDecoder
+
+if TYPE_CHECKING:
+    from .loader import LoadedModel
+
+#: Prompt tokens per forward: long enough for the matrix products, short enough for Stop to act soon.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Read:
+    """`done` of `total` prompt tokens have been read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated id and the text that became certain with it; id None carries text held back until the end."""
+
+    id: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Counts and seconds of one generation; `reused` prompt tokens were already in the cache."""
+
+    prompt_tokens: int
+    reused: int
+    read_seconds: float
+    tokens: int
+    write_seconds: float
+
+
+@dataclass(frozen=True)
+class End:
+    """Why it ended: "stop" (the model), "length" (max_tokens) or "window" (no room left)."""
+
+    reason: str
+    timings: Timings
+    acceptance: float | None = None
+
+
+Event = Read | Token | End
+
+
+@torch.inference_mode()
+def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache) -> Iterator[Read | torch.Tensor]:
+    """Reads ids that follow the cache, a chunk at a time; last comes the logits row [vocab] of the final id."""
+    done, total = cache.length, cache.length + len(ids)
+    chunk = CHUNK if model.causal_prompt else len(ids)
+    device = cache.keys.device
+    yield Read(done, total)
+    for start in range(0, len(ids), chunk):
+        part = torch.tensor([ids[start : start + chunk]], device=device)
+        logits = model(part, cache, last=True)
+        yield Read(done + start + part.shape[1], total)
+    yield logits[0, -1]
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: BaseModel, prompt_ids: Sequence[int], sampling: Sampling, cache: KVCache, stop_ids: Collection[int]
+) -> Iterator[Read | int | str]:
+    """Read events, then ids, then the reason of the end. What the cache holds counts as read from prompt_ids."""
+    sample = make_sampler(sampling)
+    seen = list(prompt_ids)
+    device = cache.keys.device
+    for step in prefill(model, prompt_ids[cache.length :], cache):
+        if isinstance(step, Read):
+            yield step
+    logits = step
+    for count in range(1, sampling.max_tokens + 1):
+        token = sample(logits, seen)
+        if token in stop_ids:
+            yield "stop"
+            return
+        seen.append(token)
+        yield token
+        if count == sampling.max_tokens:
+            break
+        if cache.length == cache.capacity:
+            yield "window"
+            return
+        logits = model(torch.tensor([[token]], device=device), cache, last=True)[0, -1]
+    yield "length"
+
+
+def generate(
+    loaded: LoadedModel,
+    prompt_ids: Sequence[int],
+    sampling: Sampling | None = None,
+    cache: KVCache | None = None,
+    draft: None = None,
+    *,
+    stop_ids: Collection[int] | None = None,
+    stop_texts: Sequence[str] = (),
+) -> Iterator[Event]:
+    """Events of one reply. `cache` may hold the first part of prompt_ids, which is then not read again.
+
+    stop_ids default to the checkpoint's own. Raises ValueError for a prompt that leaves no room in the window.
+    """
+    sampling = sampling or Sampling()
+    if not prompt_ids:
+        raise ValueError("there is no prompt to continue")
+    if cache is None:
+        cache = loaded.new_cache(min(loaded.context, len(prompt_ids) + sampling.max_tokens))
+    if len(prompt_ids) > cache.capacity:
+        raise ValueError(f"the prompt has {len(prompt_ids)} tokens, the window {cache.capacity}")
+    cache.truncate(min(cache.length, len(prompt_ids) - 1))  # the last id must be read to know what follows it
+    clock = _Clock(prompt_tokens=len(prompt_ids), reused=cache.length)
+    text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
+    stops = loaded.stop_ids if stop_ids is None else stop_ids
+    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops):
+        if isinstance(step, Read):
+            yield step
+        elif isinstance(step, int):
+            clock.token()
+            yield Token(step, text.push(step))
+        if text.stopped:
+            step = "stop"
+        if isinstance(step, str):
+            if tail := text.flush():
+                yield Token(None, tail)
+            yield End(step, clock.timings())
+            return
+
+
+@dataclass
+class _Clock:
+    prompt_tokens: int
+    reused: int
+    tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+
+    def token(self) -> None:
+        self.tokens += 1
+        self.first = self.first or time.perf_counter()
+
+    def timings(self) -> Timings:
+        now = time.perf_counter()
+        first = self.first or now
+        return Timings(self.prompt_tokens, self.reused, first - self.started, self.tokens, now - first)
+
+
+class _StoppableText:
+    """Streamed text up to the first stop text, of which no beginning is ever shown."""
+
+    def __init__(self, decoder: StreamDecoder, stop_texts: Sequence[str]) -> None:
+        self._decoder = decoder
+        self._stop_texts = [stop for stop in stop_texts if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        return self._release(self._decoder.push(token))
+
+    def flush(self) -> str:
+        if self.stopped:
+            return ""
+        text = self._release(self._decoder.flush())
+        return text if self.stopped else text + self._held
+
+    def _release(self, piece: str) -> str:
+        text = self._held + piece
+        found = [at for stop in self._stop_texts if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self._stop_texts), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of text may be the beginning of stop."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,171 @@
+"""Leaf operations that the families share. Heavy work goes through `project`, `attend` and `gated`: kernels hang there.
+
+Shapes: activations are [1, time, hidden]; heads are split to [1, time, heads, head_dim].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .cache import KVCache
+
+
+class Linear(nn.Linear):
+    """A Linear whose weight may be stored narrower than the activations; it is widened for the product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Embedding(nn.Embedding):
+    """Token vectors. On the CPU they enter the model as float32, elsewhere as they are stored."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(ids, self.weight)
+        return rows.float() if ids.device.type == "cpu" else rows
+
+    def as_linear(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with a tied head: the embedding's own weight used as a Linear."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean of squares taken in float32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight.to(x.dtype)
+
+
+def project(x: torch.Tensor, *linears: nn.Module) -> Any:
+    """The products of x with each Linear: one tensor for one Linear, a tuple for several."""
+    outputs = tuple(linear(x) for linear in linears)
+    return outputs if len(outputs) > 1 else outputs[0]
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, the inner part of a gated MLP."""
+    return F.silu(gate) * up
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cache: KVCache | None,
+    layer: int,
+    *,
+    slopes: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of q [1, time, heads, d] over the cached and the new k, v [1, time, kv_heads, d].
+
+    Returns [1, time, heads * d]. Causal unless a boolean `mask` [time, total] (True = may be seen) is given; `slopes`
+    [heads] adds ALiBi. Query head h uses key/value head h // (heads / kv_heads); scores are scaled by 1/sqrt(d).
+    """
+    time, heads = q.shape[1], q.shape[2]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [1, heads, time, d]
+    if cache is not None:
+        k, v = (t.to(q.dtype) for t in cache.append(layer, k, v))
+    total = k.shape[2]
+    bias = _bias(time, total, slopes, mask, q)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, is_causal=bias is None and time > 1, enable_gqa=heads != k.shape[1]
+    )
+    return out.transpose(1, 2).reshape(1, time, -1)
+
+
+def _bias(
+    time: int, total: int, slopes: torch.Tensor | None, mask: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor | None:
+    """What is added to the scores (or a boolean mask); None where plain causal attention says the same."""
+    if slopes is None and mask is None and (time == 1 or time == total):
+        return None
+    columns = torch.arange(total, device=like.device)
+    rows = torch.arange(total - time, total, device=like.device)[:, None]
+    if mask is None:
+        mask = columns <= rows
+    if slopes is None:
+        return mask
+    # Relative distance, in the activations' precision: softmax is the same as with the absolute key index.
+    distance = (columns - rows).to(like.dtype)
+    alibi = slopes.to(like.dtype)[:, None, None] * distance
+    return alibi.masked_fill(~mask, float("-inf"))
+
+
+def positions(ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    """The positions [time] that ids take behind what the cache holds."""
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + ids.shape[1], device=ids.device)
+
+
+def rope_angles(position: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each [time, 1, d/2], of position x frequency (Su et al., 2021)."""
+    angles = position.float()[:, None, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate_half(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the pairs (i, i + d/2) of x [1, time, heads, d], as LLaMA does."""
+    cos, sin = (t.to(x.dtype) for t in angles)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_frequencies(
+    head_dim: int, base: float, scaling: Mapping[str, Any] | None, context: int, length: int, device: torch.device
+) -> torch.Tensor:
+    """Rotary frequencies [d/2] with the scaling of a config's `rope_scaling`.
+
+    `context` is the window that the model was trained for; `length`, how long the sequence may become, matters to
+    dynamic scaling only.
+    """
+    rule = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+    if rule not in ROPE_SCALING:
+        raise ValueError(f"unknown rope_scaling {rule!r}; known are {', '.join(ROPE_SCALING)}")
+    return ROPE_SCALING[rule](head_dim, base, scaling or {}, context, length).to(device)
+
+
+def _plain(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
+    return base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+def _linear(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
+    return _plain(head_dim, base, scaling, context, length) / scaling["factor"]
+
+
+def _dynamic(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
+    factor = scaling["factor"]
+    if length > context:
+        base = base * (factor * length / context - (factor - 1)) ** (head_dim / (head_dim - 2))
+    return _plain(head_dim, base, scaling, context, length)
+
+
+def _llama3(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
+    """Long waves are stretched by the factor, short ones kept, those between blended (Llama 3.1)."""
+    plain = _plain(head_dim, base, scaling, context, length)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - share) * plain / scaling["factor"] + share * plain
+
+
+def _factors(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
+    """GGUF files carry the result of a scaling rule as one divisor per frequency."""
+    return _plain(head_dim, base, scaling, context, length) / torch.tensor(scaling["factors"], dtype=torch.float32)
+
+
+ROPE_SCALING = {"default": _plain, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "factors": _factors}

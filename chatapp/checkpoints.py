@@ -187,6 +187,9 @@ def _is_embedder(folder: Path) -> bool:
 
 def _name(path: Path, folder: Path) -> str:
     relative = path.relative_to(folder)
-    if path.suffix == ".gguf":
-        return path.stem
-    return relative.as_posix() if relative.parts else path.name
+    return relative.as_posix() if path.is_dir() and relative.parts else name_of(path)
+
+
+def name_of(path: Path) -> str:
+    """What a checkpoint is called: its folder's name, or its file's without .gguf."""
+    return path.stem if path.suffix == ".gguf" else path.resolve().name

@@ -33,9 +33,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not _is_loopback(self.host):
-            raise SettingsError(
-                f"--host {self.host} would open the app to the network; only 127.0.0.1 is possible yet."
-            )
+            raise SettingsError(f"--host {self.host} would open the app to the network; use 127.0.0.1.")
         if not 1 <= self.port <= 65535:
             raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
         if self.context is not None and self.context < 64:
@@ -65,9 +63,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--tier", choices=TIERS, default=default("TIER", "auto"))
     parser.add_argument("--context", type=int, default=default("CONTEXT", None), help="narrow the window to N tokens")
     parser.add_argument("--data", type=Path, default=default("DATA", str(default_data_folder())), help="data folder")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=default("CHECKPOINTS", None), help="folder with checkpoints"
-    )
+    parser.add_argument("--checkpoints", type=Path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
     return Settings(**vars(parser.parse_args(arguments)))
 

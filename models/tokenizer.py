@@ -58,6 +58,8 @@ class PieceTokenizer:
     """A tokenizer.model, run by the `sentencepiece` package. `added` are control tokens that follow its pieces."""
 
     def __init__(self, proto: bytes, *, adds_bos: bool = True, added: Mapping[str, int] | None = None) -> None:
+        if not proto:
+            raise RuntimeError("an empty file")  # sentencepiece would take it for a model without pieces
         self._inner = sentencepiece.SentencePieceProcessor(model_proto=proto)
         pieces = range(self._inner.get_piece_size())
         own = {self._inner.id_to_piece(number): number for number in pieces if self._inner.is_control(number)}
@@ -95,9 +97,12 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is damaged (no JSON object); download it again.")
+    return settings
 
 
 def _added(settings: Mapping[str, Any]) -> dict[str, int]:
@@ -108,8 +113,7 @@ def _added(settings: Mapping[str, Any]) -> dict[str, int]:
 def _parse(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    # The package raises a bare Exception for a file that it can't parse; JSON errors are told apart before.
-    except UnicodeDecodeError as error:
+    except Exception as error:  # the package has no other class for a file that it can't parse
         raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
 
 

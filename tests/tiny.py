@@ -93,7 +93,7 @@ def byte_level_tokenizer(vocabulary: int = 320) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def piece_model(vocabulary: int = 320) -> bytes:
+def piece_model(vocabulary: int = 400) -> bytes:
     """A SentencePiece BPE like LLaMA's: byte fallback, a dummy prefix, text kept as it is."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -102,7 +102,7 @@ def piece_model(vocabulary: int = 320) -> bytes:
         model_type="bpe",
         vocab_size=vocabulary,
         byte_fallback=True,
-        character_coverage=0.9,
+        character_coverage=0.98,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,

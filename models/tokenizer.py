@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from .base import CheckpointError
 
@@ -144,9 +145,17 @@ CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
 
 
 def byte_level_tokenizer(
-    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str], split: str, eos_id: int | None = None
+    tokens: Sequence[str],
+    kinds: Sequence[int],
+    merges: Sequence[str],
+    split: str,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
 ) -> FastTokenizer:
-    """The byte-level BPE that a GGUF file carries; raises CheckpointError for a way of splitting that is not known."""
+    """The byte-level BPE that a GGUF file carries; raises CheckpointError for a way of splitting that is not known.
+
+    bos_id is given where every sequence starts with it.
+    """
     if split not in SPLITS:
         raise CheckpointError(f"The GGUF tokenizer splits text by {split!r}; known are {', '.join(SPLITS)}.")
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -158,6 +167,9 @@ def byte_level_tokenizer(
     marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
     inner.add_special_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == CONTROL])
     inner.add_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == USER_DEFINED])
+    if bos_id is not None:
+        bos = tokens[bos_id]
+        inner.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
     return FastTokenizer(inner, eos_id)
 
 

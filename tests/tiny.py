@@ -116,7 +116,10 @@ def write_gguf(
     config: Mapping[str, Any],
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     tokenizer: tokenizers.Tokenizer | None = None,
+    *,
+    adds_bos: bool = False,
     architecture: str = "llama",
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a LLaMA as llama.cpp's converter does: q and k with neighbouring pairs, matrices in `kind`."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -129,7 +132,14 @@ def write_gguf(
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    _write_gguf_tokenizer(writer, config, tokenizer)
+    if (config.get("rope_scaling") or {}).get("type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config["rope_scaling"]["factor"])
+    if tokenizer is None:
+        writer.add_vocab_size(config["vocab_size"])
+        writer.add_tokenizer_model("none")
+    else:
+        _write_gguf_tokenizer(writer, config, tokenizer, adds_bos)
     for name, tensor in model.state_dict().items():
         values = tensor.numpy()
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -138,6 +148,8 @@ def write_gguf(
                 values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         stored = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), gguf.quantize(np.ascontiguousarray(values), stored), raw_dtype=stored)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -145,12 +157,8 @@ def write_gguf(
 
 
 def _write_gguf_tokenizer(
-    writer: gguf.GGUFWriter, config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer | None
+    writer: gguf.GGUFWriter, config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, adds_bos: bool
 ) -> None:
-    if tokenizer is None:
-        writer.add_vocab_size(config["vocab_size"])
-        writer.add_tokenizer_model("none")
-        return
     inner = json.loads(tokenizer.to_str())
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     control = {token["content"] for token in inner["added_tokens"]}
@@ -159,7 +167,9 @@ def _write_gguf_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL if token in control else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in inner["model"]["merges"]])
+    writer.add_bos_token_id(0)
     writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(adds_bos)
 
 
 GGUF_NAMES = {

@@ -83,11 +83,15 @@ class GGUFCheckpoint:
             raise CheckpointError(
                 f"{self.path.name} carries a tokenizer of kind {kind!r}; only 'gpt2' can be read yet."
             )
+        split = self.value("tokenizer.ggml.pre", "default")
+        adds_bos = self.value("tokenizer.ggml.add_bos_token", split == "llama-bpe")
         return byte_level_tokenizer(
             tokens=self.value("tokenizer.ggml.tokens"),
             kinds=self.value("tokenizer.ggml.token_type"),
             merges=self.value("tokenizer.ggml.merges"),
-            split=self.value("tokenizer.ggml.pre", "default"),
+            split=split,
+            bos_id=self.value("tokenizer.ggml.bos_token_id") if adds_bos else None,
+            eos_id=self.value("tokenizer.ggml.eos_token_id"),
         )
 
     def _rename(self, name: str) -> str | None:

@@ -22,3 +22,9 @@ def data_folder() -> Path:
 def default_model(data_folder: Path) -> Path:
     """The real SmolLM2 that the app starts with, fetched on the first run."""
     return checkpoints.ensure_default_model(data_folder)
+
+
+@pytest.fixture(scope="session")
+def embedder_folder(data_folder: Path) -> Path:
+    """The real multilingual-e5-small that the app starts with, fetched and converted on the first run."""
+    return checkpoints.ensure_embedder(data_folder)

@@ -42,7 +42,7 @@ class Startup:
     def run(self) -> None:
         self._load_model()
         try:
-            self.embeddings().warm()
+            self.embeddings().embed_query("warm")  # imports and loads it before it is first needed
         except checkpoints.FetchError as error:
             self._fail(error)
 

@@ -94,6 +94,7 @@ CHATML = ChatFormat(
     reply="<|im_start|>assistant\n",
     controls=("<|im_start|>", "<|im_end|>"),
     stops=("<|im_end|>",),
+    sampling={"temperature": 0.2, "top_p": 0.9},
 )
 
 # A base model continues text: questions are framed so that it sees where an answer is due.

@@ -188,7 +188,10 @@ BAD_FILES = {
     "foreign": (lambda path: _foreign(path, 0), "another program"),
     "foreign with our version": (lambda path: _foreign(path, 1), "another program"),
     "newer": (_newer, "newer Quatrain, version 2"),
-    "no database": (lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50), "database"),
+    "no database": (
+        lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50),
+        "database",
+    ),
     "damaged inside": (_damaged, "damaged|malformed"),
     "a folder": (lambda path: path.mkdir(), "unable to open"),
 }

@@ -1,0 +1,191 @@
+"""INT8 and INT4 matrices. The plain PyTorch product here is the specification of every kernel.
+
+A row is cut into groups of 32 columns. INT4 keeps 16 levels between a group's minimum and maximum (scale and minimum in
+half precision, 5 bits a weight), INT8 is symmetric (a scale in half precision, 8.5 bits a weight). Measured on the
+linear layers of all-MiniLM-L6-v2, relative error of the weights: INT4 .075, where GGUF's Q4_1 has .081 at the same size and
+Q4_0 .090 at 4.5 bits; INT8 .0057, as Q8_0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+GROUP = 32  #: columns that share a scale
+ROWS = 8  #: rows that lie side by side, so that one vector holds the same columns of all of them
+LANE = 4  #: columns of one row that lie together: the bytes that a dot product of bytes sums into one integer
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A quantized matrix [rows, columns] in the layout that the CPU kernels read, on disk and in memory alike.
+
+    blocks: uint8 [rows / 8, columns / 32, lanes, 8, 4]; an INT8 group has 8 lanes of 4 columns; an INT4 group 4, whose
+    low nibbles are its first 16 columns and whose high nibbles the others. scales and minimums: float16
+    [rows / 8, columns / 32, 8]; INT8 has no minimums. Rows and columns are filled up with zeros to whole blocks.
+    """
+
+    bits: int
+    rows: int
+    columns: int
+    blocks: torch.Tensor
+    scales: torch.Tensor
+    minimums: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.rows, self.columns))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.blocks, self.scales, self.minimums) if part is not None)
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [rows, columns]."""
+        grouped = self._weights(self.blocks, self.scales, self.minimums)  # [blocks, groups, 32, 8]
+        whole = grouped.permute(0, 3, 1, 2).reshape(-1, grouped.shape[1] * GROUP)
+        return whole[: self.rows, : self.columns]
+
+    def select(self, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [n, columns]: the rows with these numbers, int64 [n]."""
+        block, row = rows // ROWS, rows % ROWS
+        minimums = None if self.minimums is None else self.minimums[block, :, row][..., None]
+        chosen = self.blocks[block, :, :, row][:, :, :, None]  # [n, groups, lanes, 1, 4]
+        return self._weights(chosen, self.scales[block, :, row][..., None], minimums).flatten(1)[:, : self.columns]
+
+    def to(self, device: torch.device) -> PackedMatrix:
+        minimums = None if self.minimums is None else self.minimums.to(device)
+        return PackedMatrix(
+            self.bits, self.rows, self.columns, self.blocks.to(device), self.scales.to(device), minimums
+        )
+
+    def _weights(self, blocks: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
+        """float32 [.., groups, 32, rows side by side] of blocks [.., groups, lanes, rows side by side, 4]."""
+        if self.bits == 8:
+            quants = blocks.view(torch.int8)
+        else:
+            quants = torch.cat((blocks & 15, blocks >> 4), dim=-3)
+        columns = quants.transpose(-1, -2).flatten(-3, -2).float()
+        wide = columns * scales.float()[..., None, :]
+        return wide if minimums is None else wide + minimums.float()[..., None, :]
+
+
+def pack(bits: int, quants: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor | None = None) -> PackedMatrix:
+    """Lays out integers [rows, columns] (0 .. 15 for INT4, -127 .. 127 for INT8) with their scales [rows, groups]."""
+    rows, columns = quants.shape
+    padding = (0, -columns % GROUP, 0, -rows % ROWS)
+    whole = F.pad(quants.to(torch.uint8 if bits == 4 else torch.int8), padding)
+    grouped = whole.view(-1, ROWS, whole.shape[1] // GROUP, GROUP // LANE, LANE)
+    lanes = grouped.permute(0, 2, 3, 1, 4)  # [blocks, groups, 8 lanes, 8 rows, 4 columns]
+    if bits == 4:
+        first, second = lanes.chunk(2, dim=2)
+        lanes = first | second << 4
+    return PackedMatrix(
+        bits,
+        rows,
+        columns,
+        lanes.contiguous().view(torch.uint8),
+        _side_by_side(scales, rows),
+        None if minimums is None else _side_by_side(minimums, rows),
+    )
+
+
+def _side_by_side(values: torch.Tensor, rows: int) -> torch.Tensor:
+    """[rows, groups] -> float16 [rows / 8, groups, 8]."""
+    whole = F.pad(values.to(torch.float16), (0, 0, 0, -rows % ROWS))
+    return whole.view(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
+
+
+def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:
+    """The packed form nearest to a float matrix [rows, columns]."""
+    groups = F.pad(weight.float(), (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
+    fit = _fit_symmetric if bits == 8 else _fit_between
+    quants, scales, minimums = fit(groups)
+    return pack(bits, quants.flatten(1)[:, : weight.shape[1]], scales, minimums)
+
+
+def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    scales = (groups.abs().amax(-1) / 127).half()
+    return _round(groups, scales, torch.zeros_like(scales)).clamp(-127, 127), scales, None
+
+
+STEPS = 4  #: more of them gain less than a hundredth
+
+Fit = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  #: squared error, levels, scales, minimums
+
+
+def _fit_between(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The least squared error found by turns: the nearest levels on a line, then the best line through the levels."""
+    minimums = groups.amin(-1)
+    scales = (groups.amax(-1) - minimums) / 15
+    best = _nearest(groups, scales.half(), minimums.half())
+    found = best
+    for _ in range(STEPS - 1):
+        scales, minimums = _line(groups, found[1].float())
+        found = _nearest(groups, scales.half(), minimums.half())
+        best = _better(found, best)
+    return best[1], best[2], best[3]
+
+
+def _nearest(groups: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor) -> Fit:
+    levels = _round(groups, scales, minimums).clamp_(0, 15)
+    error = (levels * scales.float()[..., None] + minimums.float()[..., None] - groups).pow_(2).sum(-1)
+    return error, levels.to(torch.uint8), scales, minimums
+
+
+def _round(groups: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor) -> torch.Tensor:
+    """The nearest integers; a group that is constant has scale 0 and gets zeros."""
+    step = scales.float().where(scales != 0, torch.inf)
+    return ((groups - minimums.float()[..., None]) / step[..., None]).round()
+
+
+def _better(found: Fit, best: Fit) -> Fit:
+    wins = found[0] < best[0]
+    levels = torch.where(wins[..., None], found[1], best[1])
+    error, scales, minimums = (torch.where(wins, found[i], best[i]) for i in (0, 2, 3))
+    return error, levels, scales, minimums
+
+
+def _line(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and minimum of the least-squares line from levels to weights."""
+    middle, mean = levels.mean(-1), groups.mean(-1)
+    centred = levels - middle[..., None]
+    spread = centred.pow(2).sum(-1)
+    scales = (centred * groups).sum(-1) / spread.where(spread > 0, 1)
+    return scales, mean - scales * middle
+
+
+class QuantizedLinear(nn.Module):
+    """A Linear over a packed matrix. Without a kernel, or for many rows, the matrix is expanded for the product."""
+
+    def __init__(self, weight: PackedMatrix, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return multiply(x, self.weight, bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Token vectors out of a packed matrix, which also serves as a tied head."""
+
+    def __init__(self, weight: PackedMatrix) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.select(ids.flatten()).view(*ids.shape, -1)
+        return rows if ids.device.type == "cpu" else rows.half()
+
+    def as_linear(self, x: torch.Tensor) -> torch.Tensor:
+        return multiply(x, self.weight)
+
+
+def multiply(x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [.., columns] times the matrix's rows -> [.., rows]."""
+    return F.linear(x, weight.dequantize().to(x.dtype), bias)

@@ -20,6 +20,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import models
+from models.baichuan import unit_rows
 from models.generate import prefill
 from tests import reference
 from tests.tiny import BAICHUAN_7B, BAICHUAN_13B, BLOOM, CHATGLM, CHATGLM2, LLAMA, randomize
@@ -322,6 +323,16 @@ def test_rounded_frequencies_show_in_a_long_prompt() -> None:
         reference.chatglm(weights, CHATGLM_WIDE, ids, 24, half_frequencies=rounds) for rounds in (True, False)
     )
     assert abs(rounded - exact).max() > 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_baichuan2_head_is_normalised_in_float32(dtype: torch.dtype) -> None:
+    """Published heads are bfloat16, whose own rounding would be ten times that of the tier."""
+    head = (torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+    exact = head.double() / head.double().norm(dim=1, keepdim=True)
+    ours = unit_rows(head)
+    assert ours.dtype == (torch.float32 if dtype == torch.float32 else torch.float16)
+    torch.testing.assert_close(ours.double(), exact, atol=1e-7 if dtype == torch.float32 else 3e-4, rtol=0)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ Progress = Callable[[int, int, str], None]
 Source = str | os.PathLike | tuple[str | os.PathLike, str]
 
 DATABASE_NAME = "knowledge.db"
-_EMBEDDED_AT_ONCE = 16  # about a second of work on two cores: the step of progress and of cancelling
+_EMBEDDED_AT_ONCE = 8  # half a second of work on two cores: the step of progress, of cancelling, of a question waiting
 _READ_AT_ONCE = 4096
 
 

@@ -1,6 +1,7 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .chat_formats import chat_formats
 from .generate import End, Event, Read, Timings, Token, generate
 from .loader import LoadedModel, load, load_tokenizer
 from .prompts import Prompt
@@ -17,6 +18,7 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "chat_formats",
     "generate",
     "load",
     "load_tokenizer",

@@ -44,6 +44,9 @@ class BaseArgs:
         missing = [name for name, field in known.items() if name not in values and _required(field)]
         if missing:
             raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again from the model's page.")
+        for name in known.keys() & values.keys():
+            if known[name].type in ("int", "int | None") and not _is_count(values[name]):
+                raise CheckpointError(f"config.json has an impossible {name}: {values[name]!r}.")
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def require(self, condition: bool, name: str) -> None:
@@ -63,6 +66,10 @@ class BaseArgs:
 
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 class BaseModel(nn.Module):

@@ -6,7 +6,8 @@ Shapes: activations are [1, time, hidden]; heads are split to [1, time, heads, h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -133,10 +134,19 @@ def rope_frequencies(
     `context` is the window that the model was trained for; `length`, how long the sequence may become, matters to
     dynamic scaling only.
     """
-    rule = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
-    if rule not in ROPE_SCALING:
-        raise ValueError(f"unknown rope_scaling {rule!r}; known are {', '.join(ROPE_SCALING)}")
-    return ROPE_SCALING[rule](head_dim, base, scaling or {}, context, length).to(device)
+    rule = ROPE_SCALING[rope_rule(scaling)]
+    return rule.frequencies(head_dim, base, scaling or {}, context, length).to(device)
+
+
+def rope_rule(scaling: Mapping[str, Any] | None) -> str:
+    """The name of a `rope_scaling`'s rule: newer configs say rope_type, older ones type."""
+    return (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+
+
+def can_scale_rope(scaling: Mapping[str, Any] | None) -> bool:
+    """Whether a config's `rope_scaling` has a known rule and every number that the rule needs."""
+    rule = ROPE_SCALING.get(rope_rule(scaling))
+    return rule is not None and all(key in (scaling or {}) for key in rule.needs)
 
 
 def _plain(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:
@@ -168,4 +178,18 @@ def _factors(head_dim: int, base: float, scaling: Mapping[str, Any], context: in
     return _plain(head_dim, base, scaling, context, length) / torch.tensor(scaling["factors"], dtype=torch.float32)
 
 
-ROPE_SCALING = {"default": _plain, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "factors": _factors}
+@dataclass(frozen=True)
+class RopeRule:
+    """A way of scaling; `needs` are the keys of rope_scaling that it reads."""
+
+    frequencies: Callable[[int, float, Mapping[str, Any], int, int], torch.Tensor]
+    needs: tuple[str, ...] = ()
+
+
+ROPE_SCALING = {
+    "default": RopeRule(_plain),
+    "linear": RopeRule(_linear, ("factor",)),
+    "dynamic": RopeRule(_dynamic, ("factor",)),
+    "llama3": RopeRule(_llama3, ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
+    "factors": RopeRule(_factors, ("factors",)),
+}

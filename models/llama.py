@@ -14,11 +14,11 @@ from torch import nn
 from .base import BaseArgs, BaseModel, CacheShape
 from .cache import KVCache
 from .layers import (
-    ROPE_SCALING,
     Embedding,
     Linear,
     RMSNorm,
     attend,
+    can_scale_rope,
     gated,
     positions,
     project,
@@ -59,8 +59,7 @@ class ModelArgs(BaseArgs):
         self.require(self.num_attention_heads % self.kv_heads == 0, "num_key_value_heads")
         self.require(self.head_dim is not None or self.hidden_size % self.num_attention_heads == 0, "hidden_size")
         self.require(self.hidden_act == "silu", "hidden_act")
-        scaling = self.rope_scaling or {}
-        self.require(scaling.get("rope_type", scaling.get("type", "default")) in ROPE_SCALING, "rope_scaling")
+        self.require(can_scale_rope(self.rope_scaling), "rope_scaling")
 
     @property
     def kv_heads(self) -> int:

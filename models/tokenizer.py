@@ -52,24 +52,31 @@ class StreamDecoder:
         # space in front of it, and with some tokenizers every space.
         self._context = 0
         self._shown = 0  # how many ids have been given out as text
+        self._given = 0  # how many characters of the text behind them have been given out too
+        self._waiting = 0  # for how many ids no text has become certain
 
     def push(self, token: int) -> str:
         """The text that has become certain with this id; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._tail()
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._shown < MOST_PENDING:
-            return ""
-        return self._give(text)
+        certain = text.rstrip(REPLACEMENT)
+        if certain == text or self._waiting == MOST_PENDING:
+            return self._all_of(text)
+        # A token may complete one character and begin the next: the complete one need not wait.
+        piece, self._given = certain[self._given :], len(certain)
+        self._waiting = 0 if piece else self._waiting + 1
+        return piece
 
     def flush(self) -> str:
         """What was still held back, a broken character shown as one."""
-        return self._give(self._tail())
+        return self._all_of(self._tail())
 
-    def _give(self, text: str) -> str:
+    def _all_of(self, text: str) -> str:
+        piece = text[self._given :]
         if text.strip():
             self._context = self._shown
-        self._shown = len(self._ids)
-        return text
+        self._shown, self._given, self._waiting = len(self._ids), 0, 0
+        return piece
 
     def _tail(self) -> str:
         before = self._tokenizer.decode(self._ids[self._context : self._shown])

@@ -124,15 +124,14 @@ def _open(path: Path) -> gguf.GGUFReader:
 
 def _byte_level_tokenizer(file: GGUFCheckpoint) -> Tokenizer:
     split = file.value("tokenizer.ggml.pre", "default")
-    bos = file.value("tokenizer.ggml.bos_token_id")
-    adds_bos = file.value("tokenizer.ggml.add_bos_token", split in BOS_BY_DEFAULT) and bos is not None
+    adds_bos = file.value("tokenizer.ggml.add_bos_token", split in BOS_BY_DEFAULT)
     return byte_level_tokenizer(
         tokens=file.value("tokenizer.ggml.tokens"),
         kinds=file.value("tokenizer.ggml.token_type"),
         merges=file.value("tokenizer.ggml.merges"),
         split=split,
+        bos_id=file.value("tokenizer.ggml.bos_token_id") if adds_bos else None,
         eos_id=file.value("tokenizer.ggml.eos_token_id"),
-        prefix=[bos] if adds_bos else [],
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from ..base import CheckpointError
 from .base import BRACKETED, Place, TextTokenizer
@@ -21,11 +22,9 @@ WORD_STARTS = ("▁", "Ġ")
 
 
 class FastTokenizer(TextTokenizer):
-    """A tokenizer.json, or one made in its terms. `prefix` replaces what its post-processor puts in front."""
+    """A tokenizer.json, or one made in its terms; its post-processor says what sequences start with."""
 
-    def __init__(
-        self, inner: tokenizers.Tokenizer, eos_id: int | None = None, prefix: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, eos_id: int | None = None) -> None:
         inner.no_truncation()
         inner.no_padding()
         bracketed = [
@@ -36,7 +35,7 @@ class FastTokenizer(TextTokenizer):
         inner.add_special_tokens([AddedToken(token.content, normalized=False) for token in bracketed])
         added = inner.get_added_tokens_decoder()
         controls = {token.content: number for number, token in added.items() if token.special}
-        super().__init__(controls, inner.encode("").ids if prefix is None else list(prefix), eos_id)
+        super().__init__(controls, inner.encode("").ids, eos_id)
         self._inner = inner
         self._marks_start = _starts_word(inner, "a")
         self._marks_after_control = self._marks_start and _starts_word(inner, next(iter(controls), "") + "a")
@@ -114,10 +113,13 @@ def byte_level_tokenizer(
     kinds: Sequence[int],
     merges: Sequence[str],
     split: str,
+    bos_id: int | None = None,
     eos_id: int | None = None,
-    prefix: Sequence[int] = (),
 ) -> FastTokenizer:
-    """The byte-level BPE that a GGUF file carries; raises CheckpointError for a way of splitting that is not known."""
+    """The byte-level BPE that a GGUF file carries; raises CheckpointError for a way of splitting that is not known.
+
+    bos_id is given where every sequence starts with it.
+    """
     if split not in SPLITS:
         raise CheckpointError(f"The GGUF tokenizer splits text by {split!r}; known are {', '.join(SPLITS)}.")
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -126,7 +128,14 @@ def byte_level_tokenizer(
     marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
     inner.add_special_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == CONTROL])
     inner.add_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == USER_DEFINED])
-    return FastTokenizer(inner, eos_id, prefix)
+    if bos_id is not None:
+        _start_with(inner, [tokens[bos_id]])
+    return FastTokenizer(inner, eos_id)
+
+
+def _start_with(inner: tokenizers.Tokenizer, names: Sequence[str]) -> None:
+    ids = [(name, inner.token_to_id(name)) for name in names]
+    inner.post_processor = TemplateProcessing(single=[*names, "$A"], special_tokens=ids)
 
 
 def _byte_level(model: BPE, split: str) -> tokenizers.Tokenizer:
@@ -153,7 +162,8 @@ def rank_tokenizer(data: bytes, specials: Sequence[str], prefix: Sequence[str], 
     ]
     inner = _byte_level(BPE(vocab=vocabulary, merges=merges), "glm4")
     inner.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
-    return FastTokenizer(inner, inner.token_to_id(eos), [inner.token_to_id(name) for name in prefix])
+    _start_with(inner, prefix)
+    return FastTokenizer(inner, inner.token_to_id(eos))
 
 
 def _rank_lines(data: bytes) -> Iterator[tuple[bytes, int]]:

@@ -32,6 +32,8 @@ class PieceTokenizer(TextTokenizer):
         legacy: bool = True,
         offset: int = 0,
     ) -> None:
+        if not proto:
+            raise RuntimeError("an empty file")  # sentencepiece would take it for a model without pieces
         self._proto = proto
         self._inner = sentencepiece.SentencePieceProcessor(model_proto=proto)
         self._offset = offset

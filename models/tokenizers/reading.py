@@ -117,9 +117,11 @@ def _llama(source: Source) -> TextTokenizer:
 
 
 def _fast(source: Source) -> TextTokenizer:
-    text = source.bytes("tokenizer.json").decode("utf-8")
-    json.loads(text)  # the package raises a bare Exception for JSON that ends early
-    inner = tokenizers.Tokenizer.from_str(text)
+    path = source.folder / "tokenizer.json"
+    try:
+        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the package has no other class for a file that it can't parse
+        raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
     eos = source.config.get("eos_token_id")
     return FastTokenizer(inner, eos[0] if isinstance(eos, list) else eos)
 
@@ -148,14 +150,19 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
 def _read(reader: Reader, source: Source) -> TextTokenizer:
     try:
         return reader.read(source)
+    except CheckpointError:
+        raise
     # What sentencepiece raises on a file it can't parse, what a rank file or a text of the wrong kind runs into.
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source.folder / reader.file} is damaged; download it again.") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON file beside a tokenizer, empty where it is not there."""
+    """A JSON object beside a tokenizer, empty where it is not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is damaged (no JSON object); download it again.")
+    return settings

@@ -1,0 +1,1 @@
+"""The application: wires models and knowledge to the user."""

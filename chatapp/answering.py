@@ -1,0 +1,103 @@
+"""One turn, plain chat or a question about documents, as a stream of events."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from knowledge import KnowledgeBase, Passage
+from models import Event
+
+from .conversation import REPLY, Plan, Turn, plan
+from .engine import Engine, Waiting
+
+#: How many passages a question brings along when they fit.
+PASSAGES = 4
+
+HAN = re.compile(r"[\u3400-\u9fff]")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The passages that the documents hold on the question, best first; none if they do not say."""
+
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A turn to be answered. `base` is the knowledge base that is asked, if one is."""
+
+    text: str
+    history: Sequence[Turn] = ()
+    base: KnowledgeBase | None = None
+    system: str | None = None
+    options: Mapping[str, Any] | None = None
+    reply: int = REPLY
+
+
+def answer(engine: Engine, question: Question, cancel: threading.Event) -> Iterator[Found | Waiting | Plan | Event]:
+    """Found (for a question about documents), Waiting, the Plan, then the events of generation.
+
+    Where the documents do not say, Found is empty and nothing follows: the model would only invent. Raises EngineError,
+    QuestionTooLong and Cancelled.
+    """
+    passages: tuple[Passage, ...] = ()
+    if question.base is not None:
+        passages = tuple(question.base.search(question.text, PASSAGES))
+        yield Found(passages)
+        if not passages:
+            return
+    make_plan = partial(
+        plan,
+        history=question.history,
+        question=partial(wording, question.text),
+        passages=passages,
+        system=question.system,
+        reply=question.reply,
+    )
+    yield from engine.stream(make_plan, question.options or {}, cancel)
+
+
+def wording(question: str, passages: Sequence[Passage]) -> str:
+    """The user's message for the model, in the question's language, with the passages numbered."""
+    if not passages:
+        return question
+    words = CHINESE if HAN.search(question) else ENGLISH
+    cited = [words.passage(number, passage) for number, passage in enumerate(passages, start=1)]
+    return "\n\n".join([words.instruction, *cited, words.question.format(question)])
+
+
+@dataclass(frozen=True)
+class Words:
+    instruction: str
+    place: str
+    place_with_page: str
+    question: str
+
+    def passage(self, number: int, passage: Passage) -> str:
+        place = self.place if passage.page is None else self.place_with_page
+        return f"[{number}] {place.format(name=passage.name, page=passage.page)}\n{passage.text}"
+
+
+ENGLISH = Words(
+    instruction="Answer the question from these passages only. If they do not answer it, say so.",
+    place="({name})",
+    place_with_page="({name}, page {page})",
+    question="Question: {}",
+)
+CHINESE = Words(
+    instruction="请只根据下面的段落回答问题；段落里没有答案时，请直接说明。",
+    place="（{name}）",
+    place_with_page="（{name}，第{page}页）",
+    question="问题：{}",
+)
+
+
+def passage_data(passage: Passage) -> dict[str, Any]:
+    """A passage as JSON, as citations are told to clients and kept on disk."""
+    return {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}

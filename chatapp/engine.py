@@ -1,0 +1,172 @@
+"""The one loaded model and its queue: load, switch, unload, stream, cancel."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import models
+from models import End, Event, LoadedModel, Sampling
+
+from .conversation import Plan
+
+#: How often a waiting request looks whether it was cancelled or has moved up, in seconds.
+POLL = 0.2
+
+
+class EngineError(RuntimeError):
+    """Nothing can be generated now; the text is one sentence for the user."""
+
+
+class Cancelled(Exception):
+    """The user stopped the turn."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """`ahead` requests come first."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the engine holds. `state` is "empty", "loading", "ready" or "failed"; `message` explains a failure."""
+
+    state: str
+    name: str = ""
+    done: int = 0
+    total: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be loaded, and how."""
+
+    name: str
+    path: Path
+    tier: str = "fp16"
+    context: int | None = None
+
+
+class Engine:
+    """Requests are served one at a time, in the order they came."""
+
+    def __init__(self, loader: Callable[..., LoadedModel] = models.load) -> None:
+        self._loader = loader
+        self._loaded: LoadedModel | None = None
+        self._source: Source | None = None
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+        self.status = Status("empty")
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model; raises EngineError, saying what to do, while there is none."""
+        if self._loaded is None:
+            raise EngineError(_WHY_EMPTY.get(self.status.state, self.status.message))
+        return self._loaded
+
+    def load(self, source: Source) -> None:
+        """Replaces the model once running replies are over, releasing the former one first.
+
+        If that fails, the former one is loaded again, and EngineError says why.
+        """
+        with self._turn():
+            former = self._source
+            try:
+                self._replace(source)
+            except EngineError:
+                if former is not None:
+                    self._replace(former)
+                raise
+
+    def _replace(self, source: Source) -> None:
+        self._loaded = self._source = None
+        self.status = Status("loading", source.name)
+        try:
+            loaded = self._loader(source.path, tier=source.tier, context=source.context, progress=self._progress)
+            loaded.tokenizer  # noqa: B018 - read now, so that a missing file is said before the first question
+        except (models.CheckpointError, OSError, MemoryError, RuntimeError) as error:
+            sentence = f"{source.name} could not be loaded: {str(error) or 'memory ran out.'}"
+            self.status = Status("failed", source.name, message=sentence)
+            raise EngineError(sentence) from error
+        self._loaded, self._source = loaded, source
+        self.status = Status("ready", source.name)
+
+    def stream(
+        self, make_plan: Callable[[LoadedModel], Plan], options: Mapping[str, Any], cancel: threading.Event
+    ) -> Iterator[Waiting | Plan | Event]:
+        """One reply: its place in the queue, the plan, then the events of generation.
+
+        The plan is made when the turn has come, for the model that answers; `options` are fields of Sampling that
+        differ from what its authors recommend. Setting `cancel` ends the stream with Cancelled within one token, or
+        one layer of a chunk that is being read.
+        """
+        ticket = object()
+        with self._ticket(ticket):
+            yield from self._wait(ticket, cancel)
+            loaded = self.loaded
+            plan = make_plan(loaded)
+            yield plan
+            prompt = plan.prompt
+            sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
+            cache = loaded.new_cache(len(prompt.ids) + plan.reply)
+            cache.on_layer = lambda layer: _raise_if(cancel)
+            events = models.generate(
+                loaded, prompt.ids, sampling, cache, stop_ids=prompt.stop_ids, stop_texts=prompt.stop_texts
+            )
+            with closing(events):
+                for event in events:
+                    yield event
+                    if not isinstance(event, End):
+                        _raise_if(cancel)
+
+    def _progress(self, done: int, total: int) -> None:
+        self.status = replace(self.status, done=done, total=total)
+
+    def _wait(self, ticket: object, cancel: threading.Event) -> Iterator[Waiting]:
+        told = None
+        while (ahead := self._queue.index(ticket)) > 0:
+            if ahead != told:
+                told = ahead
+                yield Waiting(ahead)
+            with self._changed:
+                self._changed.wait(POLL)
+            _raise_if(cancel)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        ticket = object()
+        with self._ticket(ticket):
+            for _ in self._wait(ticket, threading.Event()):
+                pass
+            yield
+
+    @contextmanager
+    def _ticket(self, ticket: object) -> Iterator[None]:
+        """A place in the queue. It is not bound to a thread: web servers step one generator from several."""
+        self._queue.append(ticket)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+
+def _raise_if(cancel: threading.Event) -> None:
+    if cancel.is_set():
+        raise Cancelled
+
+
+_WHY_EMPTY = {
+    "empty": "No model is loaded; choose one under Model.",
+    "loading": "The model is still being loaded; try again when it is ready.",
+}

@@ -1,0 +1,67 @@
+"""Knowledge bases by name, in folders under the data folder, opened with the embedded embedding model."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from langchain_core.embeddings import Embeddings
+
+import knowledge
+from knowledge import KnowledgeBase
+
+NAME_FILE = "name.json"
+LONGEST_NAME = 80
+
+
+class LibraryError(ValueError):
+    """A knowledge base can't be made or opened; the text is one sentence for the user."""
+
+
+class Library:
+    """`embeddings` is called once, when a knowledge base is first opened."""
+
+    def __init__(self, folder: Path, embeddings: Callable[[], Embeddings]) -> None:
+        self._folder = folder
+        self._make_embeddings = embeddings
+        self._embeddings: Embeddings | None = None
+        self._open: dict[str, KnowledgeBase] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """All knowledge bases, by name in alphabetical order."""
+        return sorted(self._folders(), key=str.lower)
+
+    def create(self, name: str) -> str:
+        """Makes an empty knowledge base, of any name in any script, and returns the name as kept."""
+        name = " ".join(name.split())
+        if not name:
+            raise LibraryError("A knowledge base needs a name.")
+        if len(name) > LONGEST_NAME:
+            raise LibraryError(f"The name has {len(name)} characters; {LONGEST_NAME} are possible.")
+        with self._lock:
+            if name in self._folders():
+                raise LibraryError(f"There is already a knowledge base named {name!r}; choose another name.")
+            folder = self._folder / uuid.uuid4().hex[:12]
+            folder.mkdir(parents=True)
+            # The name is data inside a file, never a path.
+            (folder / NAME_FILE).write_text(json.dumps({"name": name}, ensure_ascii=False), encoding="utf-8")
+        return name
+
+    def open(self, name: str) -> KnowledgeBase:
+        """The knowledge base of that name; raises LibraryError if there is none."""
+        with self._lock:
+            if name not in self._open:
+                folder = self._folders().get(name)
+                if folder is None:
+                    raise LibraryError(f"There is no knowledge base named {name!r}.")
+                self._embeddings = self._embeddings or self._make_embeddings()
+                self._open[name] = knowledge.open(folder, self._embeddings)
+            return self._open[name]
+
+    def _folders(self) -> dict[str, Path]:
+        files = self._folder.glob(f"*/{NAME_FILE}") if self._folder.is_dir() else ()
+        return {json.loads(file.read_text(encoding="utf-8"))["name"]: file.parent for file in files}

@@ -1,0 +1,77 @@
+"""What a start of the app was asked for: the command line, then QUATRAIN_* variables, then defaults."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+TIERS = ("auto", "fp16")
+LANGUAGES = ("auto", "zh", "en")
+
+
+class SettingsError(ValueError):
+    """A setting can't be used; the text is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`checkpoints` is an extra folder to look for checkpoints in; the one under `data` is always looked in."""
+
+    host: str
+    port: int
+    model: Path | None
+    tier: str
+    context: int | None
+    data: Path
+    checkpoints: Path | None
+    lang: str
+
+    def __post_init__(self) -> None:
+        if not _is_loopback(self.host):
+            raise SettingsError(f"--host {self.host} would open the app to the network; use 127.0.0.1.")
+        if not 1 <= self.port <= 65535:
+            raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
+        if self.context is not None and self.context < 64:
+            raise SettingsError(f"--context {self.context} is too small to hold a question; give at least 64.")
+
+    @property
+    def checkpoint_folders(self) -> tuple[Path, ...]:
+        own = self.data / "checkpoints"
+        return (own,) if self.checkpoints is None else (self.checkpoints, own)
+
+
+def default_data_folder() -> Path:
+    """Where this system keeps the data of a user's programs."""
+    return platformdirs.user_data_path("quatrain", appauthor=False)
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Settings from the command line and the environment; raises SettingsError for values that can't be."""
+
+    def default(name: str, fallback: str | None) -> str | None:
+        return environment.get(f"QUATRAIN_{name}", fallback)
+
+    parser = argparse.ArgumentParser(prog="app.py", description="Chat with a model and documents on this machine.")
+    parser.add_argument("--host", default=default("HOST", "127.0.0.1"), help="address to listen on (loopback only)")
+    parser.add_argument("--port", type=int, default=default("PORT", "7860"), help="a busy port: the next free one")
+    parser.add_argument("--model", type=Path, default=default("MODEL", None), help="a checkpoint folder or .gguf file")
+    parser.add_argument("--tier", choices=TIERS, default=default("TIER", "auto"))
+    parser.add_argument("--context", type=int, default=default("CONTEXT", None), help="narrow the window to N tokens")
+    parser.add_argument("--data", type=Path, default=default("DATA", str(default_data_folder())), help="data folder")
+    parser.add_argument("--checkpoints", type=Path, default=default("CHECKPOINTS", None), help="more checkpoints")
+    parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
+    return Settings(**vars(parser.parse_args(arguments)))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,251 @@
+"""What the page's controls do. Handlers turn events into calls of the application and results into updates."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from knowledge import Ingested, KnowledgeBaseError
+
+from .. import checkpoints
+from ..checkpoints import FetchError
+from ..engine import EngineError
+from ..library import LibraryError
+from ..session import Chat, Reply
+from ..settings import Settings
+from ..startup import Startup
+from ..texts import preferred, say
+from . import render
+
+#: Seconds between two updates of a streaming reply.
+REFRESH = 0.06
+
+Kept = dict[str, str | None]
+"""What the browser remembers across a reload: {"conversation": id, "base": name}. A handler that has it as an output
+always returns it: Gradio would store a skip as its value."""
+
+
+class Handlers:
+    """One set for all browsers; what belongs to one of them is kept there, or under its session."""
+
+    def __init__(self, settings: Settings, chat: Chat, startup: Startup) -> None:
+        self._settings = settings
+        self._chat = chat
+        self._startup = startup
+        self._cancels: dict[str, threading.Event] = {}
+
+    def language(self, request: gr.Request) -> str:
+        if self._settings.lang != "auto":
+            return self._settings.lang
+        return preferred(request.headers.get("accept-language", ""))
+
+    # Opening the page
+
+    def open_page(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """Everything that depends on the language or on what is on disk."""
+        language = self.language(request)
+        base = kept.get("base") if kept.get("base") in self._chat.library.names() else None
+        return (
+            *self.show_conversation(kept.get("conversation"), request),
+            self._conversations(kept.get("conversation"), language),
+            self._bases(base, language),
+            self._documents(base, (), language),
+            self._models(),
+            self.state(request),
+        )
+
+    def show_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Messages, sources and progress line of a kept conversation."""
+        language = self.language(request)
+        stored = self._chat.store.messages(conversation) if conversation else []
+        sources = stored[-1].sources if stored else ()
+        return render.messages(stored, language), render.sources_pane(sources, language), ""
+
+    def state(self, request: gr.Request) -> str:
+        status = self._chat.engine.status
+        embedded = status.name.startswith(checkpoints.DEFAULT_MODEL)
+        return render.engine_state(status, self._startup.fetching, embedded, self.language(request))
+
+    def tick(self, request: gr.Request) -> tuple[str, Any]:
+        """The model's state, and whether to go on asking for it."""
+        return self.state(request), gr.Timer(active=self._chat.engine.status.state in ("empty", "loading"))
+
+    # Chatting
+
+    def send(
+        self, text: str, shown: list[dict[str, Any]], conversation: str | None, kept: Kept, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Streams the reply: messages, sources, progress line, conversation, conversations, input, kept."""
+        language = self.language(request)
+        if not text.strip():
+            yield (*(gr.skip(),) * 6, kept)
+            return
+        conversation = conversation or self._chat.store.create().id
+        kept = {**kept, "conversation": conversation}
+        shown = [*shown, {"role": "user", "content": render.user(text)}]
+        cancel = self._cancels[request.session_hash or ""] = threading.Event()
+        first = (shown, gr.skip(), "", conversation, gr.skip(), _busy(), kept)
+        yield first
+        try:
+            reply = Reply()
+            for reply in _paced(self._chat.send(conversation, text, kept.get("base"), cancel)):
+                yield (*self._reply(shown, reply, language), *(gr.skip(),) * 3, kept)
+            conversations = self._conversations(conversation, language)
+            yield (*self._reply(shown, reply, language), gr.skip(), conversations, _idle(), kept)
+        finally:
+            cancel.set()
+
+    def _reply(self, shown: list[dict[str, Any]], reply: Reply, language: str) -> tuple[Any, ...]:
+        messages = [*shown, render.reply_message(reply, language)]
+        return messages, render.sources_pane(reply.sources, language), render.progress_line(reply, language)
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the session's reply within a token, or a layer of what is being read."""
+        if cancel := self._cancels.get(request.session_hash or ""):
+            cancel.set()
+
+    def leave(self, request: gr.Request) -> None:
+        """The browser has gone: nobody waits for its reply any more."""
+        if cancel := self._cancels.pop(request.session_hash or "", None):
+            cancel.set()
+
+    # Conversations
+
+    def new_chat(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        language = self.language(request)
+        empty = self.show_conversation(None, request)
+        return (*empty, None, self._conversations(None, language), {**kept, "conversation": None})
+
+    def choose_conversation(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        return (*self.show_conversation(conversation, request), conversation, {**kept, "conversation": conversation})
+
+    def _conversations(self, chosen: str | None, language: str) -> Any:
+        rows = self._chat.store.conversations()
+        choices = [(row.title or say(language, "untitled"), row.id) for row in rows]
+        return gr.update(choices=choices, value=chosen if chosen in {row.id for row in rows} else None)
+
+    # Model
+
+    def choose_model(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
+        """Loads a checkpoint of the list, or the folder or file that was pasted."""
+        known = {found.name: found.path for found in self._found()}
+        path = known.get(chosen) or Path(chosen.strip().strip('"')).expanduser()
+        name = chosen if chosen in known else checkpoints.name_of(path)
+        yield gr.skip(), gr.skip(), gr.Timer(active=True)
+        try:
+            self._chat.engine.load(self._startup.source(path, name))
+        except EngineError as error:
+            gr.Warning(str(error), duration=None)
+        yield self._models(), *self.tick(request)
+
+    def _models(self) -> Any:
+        return gr.update(choices=[found.name for found in self._found()], value=self._chat.engine.status.name or None)
+
+    def _found(self) -> list[checkpoints.Found]:
+        return checkpoints.find(self._settings.checkpoint_folders)
+
+    # Documents
+
+    def choose_base(self, base: str | None, kept: Kept, request: gr.Request) -> tuple[Any, Any]:
+        return self._documents(base or None, (), self.language(request)), {**kept, "base": base or None}
+
+    def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """Makes a knowledge base: base, documents, the name's box, kept."""
+        language = self.language(request)
+        try:
+            base = self._chat.library.create(name)
+        except LibraryError as error:
+            gr.Warning(str(error))
+            return (*(gr.skip(),) * 3, kept)
+        return self._bases(base, language), self._documents(base, (), language), "", {**kept, "base": base}
+
+    def add_files(
+        self,
+        files: list[tuple[str, str]] | None,
+        base: str | None,
+        kept: Kept,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Ingests uploaded (path, name) pairs: base, documents, the drop zone, kept. Makes a first base if need be."""
+        language = self.language(request)
+        if not files:
+            yield (*(gr.skip(),) * 3, kept)
+            return
+        base = base or self._first_base(language)
+        outcomes: list[Ingested] = []
+        try:
+            yield gr.skip(), render.ingesting(0, 1, say(language, "reading_file")), None, kept
+            knowledge_base = self._chat.library.open(base)
+            named = [(Path(path), name) for path, name in files]
+            for step in _watched(lambda report: knowledge_base.ingest(named, progress=report)):
+                if isinstance(step, tuple):
+                    yield gr.skip(), render.ingesting(*step), gr.skip(), kept
+                else:
+                    outcomes = step
+        except (LibraryError, FetchError, KnowledgeBaseError, OSError) as error:
+            gr.Warning(str(error), duration=None)
+        finally:
+            for path, _ in files:  # the knowledge base has its own copy
+                Path(path).unlink(missing_ok=True)
+        yield (
+            self._bases(base, language),
+            self._documents(base, outcomes, language),
+            gr.skip(),
+            {**kept, "base": base},
+        )
+
+    def _first_base(self, language: str) -> str:
+        name = say(language, "base_default")
+        return name if name in self._chat.library.names() else self._chat.library.create(name)
+
+    def _bases(self, chosen: str | None, language: str) -> Any:
+        names = [(name, name) for name in self._chat.library.names()]
+        return gr.update(choices=[(say(language, "base_none"), ""), *names], value=chosen or "")
+
+    def _documents(self, base: str | None, outcomes: Any, language: str) -> str:
+        if base is None:
+            return ""
+        try:
+            rows = self._chat.library.open(base).documents()
+        except (LibraryError, FetchError, KnowledgeBaseError) as error:
+            return f'<p class="hint">⚠ {render.escape(str(error))}</p>'
+        return render.documents(rows, outcomes, language)
+
+
+def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:
+    """A reply's states at the page's pace; the last one always comes."""
+    shown = 0.0
+    for reply in replies:
+        if reply.state in ("done", "stopped", "failed") or time.monotonic() - shown >= REFRESH:
+            shown = time.monotonic()
+            yield reply
+
+
+def _watched(work: Callable[[Callable[..., None]], list[Ingested]]) -> Iterator[tuple[int, int, str] | list[Ingested]]:
+    """Runs work in a thread: its latest reports as they come, then its result."""
+    reports: queue.SimpleQueue[tuple[int, int, str]] = queue.SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, lambda *report: reports.put(report))
+        while not future.done():
+            wait([future], timeout=0.3)
+            latest = None
+            while not reports.empty():
+                latest = reports.get()
+            if latest is not None:
+                yield latest
+        yield future.result()
+
+
+def _busy() -> Any:
+    return gr.update(value="", submit_btn=False, stop_btn=True)
+
+
+def _idle() -> Any:
+    return gr.update(submit_btn=True, stop_btn=False)

@@ -1,0 +1,195 @@
+"""The layout: left conversations, model and documents; centre the chat; right the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from ..session import Chat
+from ..settings import Settings
+from ..startup import Startup
+from ..texts import CATALOGUE
+from .handlers import Handlers
+
+STYLE = Path(__file__).with_name("style.css")
+
+#: Fonts that are on the user's machine: nothing is asked of a font server, and Chinese looks right on every system.
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
+
+LATEX = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+
+
+def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI], FastAPI]:
+    """A function that adds the page to an application."""
+    handlers = Handlers(settings, chat, startup)
+    translations = gr.I18n(**CATALOGUE)
+    label = translations if settings.lang == "auto" else CATALOGUE[settings.lang].__getitem__
+
+    def add(app: FastAPI) -> FastAPI:
+        return gr.mount_gradio_app(
+            app,
+            build(handlers, label),
+            path="/",
+            server_name=settings.host,
+            footer_links=[],
+            i18n=translations,
+            theme=_theme(),
+            css=STYLE.read_text(encoding="utf-8"),
+            show_error=False,
+            ssr_mode=False,
+            max_file_size="300mb",
+        )
+
+    return add
+
+
+def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
+    """The page. `label` gives a text of the catalogue, translated in the browser unless the language is fixed."""
+    with gr.Blocks(title="Quatrain", analytics_enabled=False, fill_width=True) as page:
+        kept = gr.BrowserState({"conversation": None, "base": None}, storage_key="quatrain", secret="quatrain")
+        conversation = gr.State(None)
+        with gr.Row(elem_id="panes", equal_height=True):
+            with gr.Column(scale=2, min_width=240, elem_id="left"):
+                left = _left(label)
+            with gr.Column(scale=6, min_width=320, elem_id="centre"):
+                centre = _centre(label)
+            with gr.Column(scale=3, min_width=260, elem_id="right"):
+                gr.HTML(_heading(label("sources")), elem_classes="heading")
+                sources = gr.HTML(elem_id="sources")
+        parts = {**left, **centre, "sources": sources, "conversation": conversation, "kept": kept}
+        _connect(page, handlers, parts)
+    return page
+
+
+def _theme() -> gr.themes.Base:
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO)
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        body_background_fill="*background_fill_primary",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_background_fill="transparent",
+        block_border_width="0px",
+        block_padding="0px",
+        block_title_text_size="*text_sm",
+        block_title_text_weight="600",
+        block_info_text_size="*text_xs",
+        input_background_fill="*background_fill_primary",
+    )
+
+
+def _left(label: Callable[[str], Any]) -> dict[str, Any]:
+    gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
+    new_chat = gr.Button(label("new_chat"), variant="primary", size="md", elem_id="new-chat")
+    conversations = gr.Radio([], label=label("conversations"), elem_id="conversations")
+    model = gr.Dropdown(
+        [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
+    )
+    state = gr.HTML(elem_id="state")
+    base = gr.Dropdown([], label=label("base"), info=label("base_info"), interactive=True, elem_id="base")
+    files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
+    files.preprocess = _uploaded
+    documents = gr.HTML(elem_id="documents")
+    with gr.Accordion(label("base_new"), open=False, elem_id="new-base-section"):
+        new_base = gr.Textbox(
+            label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
+        )
+    return {
+        "new_chat": new_chat,
+        "conversations": conversations,
+        "model": model,
+        "state": state,
+        "base": base,
+        "files": files,
+        "documents": documents,
+        "new_base": new_base,
+    }
+
+
+def _uploaded(payload: Any) -> list[tuple[str, str]] | None:
+    """(path, name) of each upload, by the name it had on the user's disk: Gradio's path has lost characters of it."""
+    return None if payload is None else [(file.path, file.orig_name or Path(file.path).name) for file in payload]
+
+
+def _centre(label: Callable[[str], Any]) -> dict[str, Any]:
+    messages = gr.Chatbot(
+        label=label("chat"),
+        show_label=False,
+        placeholder=str(label("empty")),
+        buttons=["copy"],
+        layout="bubble",
+        latex_delimiters=LATEX,
+        feedback_options=None,
+        height="100%",
+        elem_id="messages",
+    )
+    text = gr.Textbox(
+        label=label("message_hint"),
+        show_label=False,
+        placeholder=label("message_hint"),
+        lines=1,
+        max_lines=8,
+        submit_btn=True,
+        autofocus=True,
+        elem_id="text",
+    )
+    return {"messages": messages, "text": text, "progress": gr.HTML(elem_id="progress")}
+
+
+def _heading(text: Any) -> str:
+    return f"<h2>{text}</h2>"
+
+
+def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> None:
+    def only(*names: str) -> list[Any]:
+        return [parts[name] for name in names]
+
+    shown = ("messages", "sources", "progress")
+    quiet = {"show_progress": "hidden"}
+    page.load(
+        handlers.open_page,
+        only("kept"),
+        only(*shown, "conversations", "base", "documents", "model", "state"),
+        **quiet,
+    ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
+    # Ticks while something is being fetched or loaded, then rests.
+    timer = gr.Timer(1)
+    timer.tick(handlers.tick, None, [parts["state"], timer], **quiet)
+    page.unload(handlers.leave)
+
+    parts["text"].submit(
+        handlers.send,
+        only("text", "messages", "conversation", "kept"),
+        only(*shown, "conversation", "conversations", "text", "kept"),
+        concurrency_limit=None,
+        **quiet,
+    )
+    parts["text"].stop(handlers.stop, queue=False)
+
+    chosen = only(*shown, "conversation")
+    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"], parts["kept"]], **quiet)
+    parts["conversations"].input(
+        handlers.choose_conversation, only("conversations", "kept"), [*chosen, parts["kept"]], **quiet
+    )
+    parts["model"].input(handlers.choose_model, only("model"), [*only("model", "state"), timer], **quiet)
+    parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)
+    parts["new_base"].submit(
+        handlers.new_base, only("new_base", "kept"), only("base", "documents", "new_base", "kept"), **quiet
+    )
+    parts["files"].upload(
+        handlers.add_files,
+        only("files", "base", "kept"),
+        only("base", "documents", "files", "kept"),
+        **quiet,
+    )

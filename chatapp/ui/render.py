@@ -1,0 +1,167 @@
+"""Replies, sources and states as the page shows them. Everything that is not ours is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from knowledge import Ingested
+
+from ..engine import Status
+from ..session import Reply
+from ..startup import Fetching
+from ..store import StoredMessage
+from ..texts import say
+
+#: Characters that Markdown or LaTeX would act on, even inside HTML.
+ACTIVE = re.compile(r"[\\`*_$\[\]|~^]")
+PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+def escape(text: str) -> str:
+    """Text for HTML that a Markdown renderer passes on: nothing in it acts, line ends stay."""
+    lines = html.escape(text).replace("\r\n", "\n").replace("\n", "<br>")
+    return ACTIVE.sub(lambda match: f"&#{ord(match[0])};", lines)
+
+
+def flowing(text: str) -> str:
+    """A passage for reading: the line ends that its file had are spaces, its paragraphs stay."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in PARAGRAPH.split(text))
+    return "<br>".join(escape(paragraph) for paragraph in paragraphs if paragraph)
+
+
+def place(source: Mapping[str, Any], language: str, key: str = "page") -> str:
+    """Where a passage stands: file and page."""
+    name = escape(source["name"])
+    return name if source["page"] is None else f"{name} · {say(language, key, page=source['page'])}"
+
+
+def messages(stored: Sequence[StoredMessage], language: str) -> list[dict[str, str]]:
+    """A kept conversation for the chat component."""
+    return [
+        {"role": message.role, "content": user(message.content)}
+        if message.role == "user"
+        else {"role": "assistant", "content": assistant(message.content, message.sources, language)}
+        for message in stored
+    ]
+
+
+def user(text: str) -> str:
+    """What the user typed, shown as typed."""
+    return escape(text)
+
+
+def reply_message(reply: Reply, language: str) -> dict[str, str]:
+    """A growing reply for the chat component."""
+    text = reply.text or ("" if reply.state in ("done", "stopped", "failed") else "…")
+    if reply.nothing_found:
+        text = say(language, "nothing_found")
+    if reply.failure:
+        text = f"{text}\n\n⚠ {escape(reply.failure)}".strip()
+    finished = reply.state in ("done", "stopped", "failed")
+    return {"role": "assistant", "content": assistant(text, reply.sources if finished else (), language)}
+
+
+def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str) -> str:
+    """The model's Markdown, and below it the passages that it was given, folded."""
+    return f"{text}\n\n{_folded(sources, language)}" if sources else text
+
+
+def _folded(sources: Sequence[Mapping[str, Any]], language: str) -> str:
+    entries = [f"<li><b>{place(source, language)}</b><br>{flowing(source['text'])}</li>" for source in sources]
+    short = " · ".join(dict.fromkeys(place(source, language, "page_short") for source in sources))
+    summary = f"<summary>{say(language, 'sources')}: {short}</summary>"
+    return f'<details class="cited">{summary}<ol>{"".join(entries)}</ol></details>'
+
+
+def sources_pane(sources: Sequence[Mapping[str, Any]], language: str) -> str:
+    """The right pane: one card a passage, with file, page and score."""
+    if not sources:
+        return f'<p class="hint">{say(language, "sources_none")}</p>'
+    return "".join(_card(number, source, language) for number, source in enumerate(sources, start=1))
+
+
+def _card(number: int, source: Mapping[str, Any], language: str) -> str:
+    score = say(language, "score", score=f"{source['score']:.2f}")
+    title = f'<span class="number">{number}</span><span>{place(source, language)}</span><small>{score}</small>'
+    return f'<article class="card" tabindex="0"><header>{title}</header><p>{flowing(source["text"])}</p></article>'
+
+
+def progress_line(reply: Reply, language: str) -> str:
+    """The line under the input: what is going on, then how it went and what was left out."""
+    return f'<p class="hint">{" · ".join(_progress(reply, language))}</p>'
+
+
+def _progress(reply: Reply, language: str) -> list[str]:
+    if reply.state == "waiting":
+        return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
+    if reply.state == "reading" and reply.read is not None:
+        return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
+    if reply.state == "writing":
+        return [say(language, "writing")]
+    return [*_outcome(reply, language), *_left_out(reply, language)]
+
+
+def _outcome(reply: Reply, language: str) -> list[str]:
+    if reply.state == "stopped":
+        return [say(language, "stopped")]
+    if reply.end is None:
+        return []
+    timings = reply.end.timings
+    speed = (timings.tokens - 1) / timings.write_seconds if timings.tokens > 1 and timings.write_seconds else 0
+    line = say(language, "done", speed=f"{speed:.1f}", first=f"{timings.read_seconds:.1f}", tokens=timings.tokens)
+    return [line, say(language, "cut_length")] if reply.end.reason != "stop" else [line]
+
+
+def _left_out(reply: Reply, language: str) -> list[str]:
+    if reply.plan is None:
+        return []
+    counts = {"dropped_turns": reply.plan.dropped_turns, "dropped_passages": reply.plan.dropped_passages}
+    return [say(language, key, count=count) for key, count in counts.items() if count]
+
+
+def engine_state(status: Status, fetching: Fetching, embedded: bool, language: str) -> str:
+    """The state of the model under its dropdown."""
+    if fetching.total:
+        megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
+        return _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+    if status.state == "loading":
+        return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
+    if status.state == "ready":
+        lines = [say(language, "state_ready", name=escape(status.name))]
+        lines += [say(language, "small_model")] if embedded else []
+        lines += [f"⚠ {escape(fetching.failure)}"] if fetching.failure else []
+        return "".join(f'<p class="hint">{line}</p>' for line in lines)
+    reason = status.message or fetching.failure
+    return f'<p class="hint">{"⚠ " + escape(reason) if reason else say(language, "state_empty")}</p>'
+
+
+def ingesting(done: int, total: int, message: str) -> str:
+    """Files being read and embedded: how far, and which one."""
+    return _bar(escape(message), done, total)
+
+
+def _bar(text: str, done: int, total: int) -> str:
+    return f'<p class="hint">{text}</p><progress value="{done}" max="{max(total, 1)}"></progress>'
+
+
+def documents(rows: Sequence[Any], outcomes: Sequence[Ingested], language: str) -> str:
+    """The documents of a knowledge base, and above them what became of files just added."""
+    notes = "".join(f'<li class="{outcome.state}">{_ingested(outcome, language)}</li>' for outcome in outcomes)
+    kept = "".join(f"<li>{escape(row.name)}<small>{_pages(row.pages, language)}</small></li>" for row in rows)
+    listing = f'<ul class="files">{kept}</ul>' if kept else f'<p class="hint">{say(language, "documents_none")}</p>'
+    return f'<ul class="outcomes">{notes}</ul>{listing}' if notes else listing
+
+
+def _ingested(outcome: Ingested, language: str) -> str:
+    if outcome.state == "failed":
+        return f"⚠ {escape(outcome.reason or outcome.name)}"
+    if outcome.state == "known":
+        return say(language, "ingest_known", name=escape(outcome.name))
+    return say(language, "ingest_done", name=escape(outcome.name), pages=outcome.pages, chunks=outcome.chunks)
+
+
+def _pages(pages: int, language: str) -> str:
+    return say(language, "ingest_pages", pages=pages) if pages else ""

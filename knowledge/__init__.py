@@ -1,0 +1,7 @@
+"""Documents to search: files in, passages out. Knows nothing of language models; the embedding model is passed in."""
+
+from knowledge.database import KnowledgeBaseError
+from knowledge.documents import DocumentError
+from knowledge.index import Ingested, KnowledgeBase, Passage, open
+
+__all__ = ["DocumentError", "Ingested", "KnowledgeBase", "KnowledgeBaseError", "Passage", "open"]

@@ -1,0 +1,30 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from chatapp import checkpoints
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Where the embedded models are kept between test runs; QUATRAIN_TEST_CACHE moves it."""
+    return Path(os.environ.get("QUATRAIN_TEST_CACHE") or HERE / ".cache")
+
+
+@pytest.fixture(scope="session")
+def default_model(data_folder: Path) -> Path:
+    """The real SmolLM2 that the app starts with, fetched on the first run."""
+    return checkpoints.ensure_default_model(data_folder)
+
+
+@pytest.fixture(scope="session")
+def embedder_folder(data_folder: Path) -> Path:
+    """The real multilingual-e5-small that the app starts with, fetched and converted on the first run."""
+    return checkpoints.ensure_embedder(data_folder)

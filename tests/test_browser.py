@@ -1,0 +1,263 @@
+"""The main job in a real browser: open, chat, stop, upload, ask, see the page that the answer comes from, reload."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from tiny import LLAMA, save_folder
+
+ROOT = Path(__file__).parent.parent
+PDF = Path(__file__).parent / "data" / "pdf"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+#: No sandbox: CI runs as root. The others keep Chromium's own services from calling out.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SLOW_MACHINE = 120_000  # milliseconds: two busy cores read a thousand tokens in some seconds, but not always
+
+expect.set_options(timeout=SLOW_MACHINE)
+
+
+@dataclass
+class App:
+    """A running app, and what its page did that it should not: requests to other machines, errors on the console."""
+
+    address: str
+    data: Path
+    complaints: list[str] = field(default_factory=list)
+
+    def watch(self, page: Page) -> Page:
+        page.on("request", lambda request: self._check(request.url))
+        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        return page
+
+    def _check(self, url: str) -> None:
+        if not url.startswith((self.address, "data:", "blob:")):
+            self.complaints.append(url)
+
+
+@pytest.fixture(scope="module")
+def app(default_model: Path, embedder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    data = tmp_path_factory.mktemp("数据 data")
+    (data / "checkpoints").mkdir()
+    for folder in (default_model.parent, embedder_folder):
+        os.symlink(folder.resolve(), data / "checkpoints" / folder.name)
+    log = (data / "log.txt").open("w+")
+    command = [sys.executable, "app.py", "--data", str(data), "--port", "17860"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+    try:
+        yield App(_address(process, data / "log.txt"), data)
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def _environment() -> dict[str, str]:
+    """No package index can be reached: every start but the first works without a network."""
+    offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHONUNBUFFERED": "1"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("QUATRAIN_")} | offline
+
+
+def _address(process: subprocess.Popen, log: Path) -> str:
+    for _ in range(600):
+        match = re.search(r"http://[\d.]+:\d+", log.read_text())
+        if match and _answers(match[0]):
+            return match[0]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health") as response:
+            return json.load(response)["model"]["state"] == "ready"
+    except urllib.error.URLError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(app: App, browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(locale="en-US", viewport={"width": 1440, "height": 900})
+    page = app.watch(context.new_page())
+    page.goto(app.address)
+    expect(page.locator("#state")).to_contain_text("is ready")
+    yield page
+    context.close()
+    assert app.complaints == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.locator("#text textarea").fill(text)
+    page.keyboard.press("Enter")
+
+
+def reply(page: Page):
+    return page.locator("#messages .bot.message").last
+
+
+def stop_button(page: Page):
+    return page.locator("#text .stop-button")
+
+
+def wait_until_idle(page: Page) -> None:
+    expect(page.locator("#text .submit-button")).to_be_visible()
+
+
+def upload(page: Page, *names: str) -> None:
+    page.locator("#files input[type=file]").set_input_files([PDF / name for name in names])
+
+
+def test_chat_streams_and_remembers(page: Page) -> None:
+    ask(page, "What is the capital of France? Answer in one sentence.")
+    expect(reply(page)).to_contain_text("Paris")
+    expect(page.locator("#progress")).to_contain_text("tokens/s")
+    ask(page, "Say that again.")
+    expect(page.locator("#messages .bot.message")).to_have_count(2)
+    wait_until_idle(page)
+    expect(page.locator("#conversations label.selected")).to_contain_text("What is the capital of France?")
+
+
+def test_reply_grows_and_stop_ends_it_within_a_second(page: Page) -> None:
+    ask(page, "Write a long story about a dragon who learns to sail, with many details.")
+    expect(reply(page)).to_contain_text("dragon")
+    early = reply(page).inner_text()
+    page.wait_for_function(
+        "early => document.querySelector('#messages .bot.message').innerText.length > early.length", arg=early
+    )
+    started = time.monotonic()
+    stop_button(page).click()
+    expect(page.locator("#progress")).to_contain_text("Stopped.")
+    wait_until_idle(page)
+    assert time.monotonic() - started < 1
+    stopped = reply(page).inner_text()
+    page.wait_for_timeout(1000)
+    assert reply(page).inner_text() == stopped
+    assert len(stopped) >= len(early)
+
+
+def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> None:
+    upload(page, "en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf")
+    expect(page.locator("#documents .files li")).to_have_count(2)
+    expect(page.locator("#base input")).to_have_value("My documents")
+
+    ask(page, "Which program finds primes with the sieve of Eratosthenes?")
+    first = page.locator("#sources .card").first
+    expect(first).to_contain_text("en_tracemonkey_two_column.pdf · page 2")
+    expect(first).to_contain_text("sieve of Eratosthenes")
+    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")
+    stop_button(page).click()
+    wait_until_idle(page)
+    cited = reply(page).locator("details.cited")
+    expect(cited.locator("summary")).to_contain_text("en_tracemonkey_two_column.pdf · p. 2")
+    cited.locator("summary").click()
+    expect(cited.locator("li").first).to_be_visible()
+
+    page.locator("#new-chat").click()
+    expect(page.locator("#messages .bot.message")).to_have_count(0)
+    ask(page, "如何贡献 tool？")
+    expect(page.locator("#sources .card").first).to_contain_text("zh_modelscope_qa.pdf · page 4")
+    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 10")
+    stop_button(page).click()
+    wait_until_idle(page)
+
+    page.reload()
+    expect(page.locator("#base input")).to_have_value("My documents")
+    expect(page.locator("#documents .files li")).to_have_count(2)
+    expect(page.locator("#messages .user.message")).to_contain_text("如何贡献 tool？")
+    expect(page.locator("#sources .card").first).to_contain_text("zh_modelscope_qa.pdf · page 4")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bad_zero_bytes.pdf", "empty"),
+        ("bad_truncated.pdf", "damaged"),
+        ("enc_en_user_password_aes128.pdf", "password"),
+        ("bad_html_named_pdf.pdf", "web page"),
+    ],
+)
+def test_bad_files_get_one_sentence(page: Page, tmp_path: Path, name: str, reason: str) -> None:
+    path = PDF / name
+    if name == "bad_truncated.pdf":
+        path = tmp_path / name
+        path.write_bytes((PDF / "zh_poems.pdf").read_bytes()[:40_000])
+    page.locator("#files input[type=file]").set_input_files([path])
+    outcome = page.locator("#documents .outcomes .failed")
+    expect(outcome).to_have_count(1)
+    expect(outcome).to_contain_text(name)
+    expect(outcome).to_contain_text(reason)
+
+
+def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: App, tmp_path: Path) -> None:
+    without_tokenizer = tmp_path / "没有分词器"
+    save_folder(without_tokenizer, LLAMA)
+    unknown = tmp_path / "unknown.gguf"
+    writer = gguf.GGUFWriter(unknown, "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for path, words in [
+        (without_tokenizer, "tokenizer.json is missing"),
+        (unknown, "mamba"),
+        (tmp_path / "gone", "exist"),
+    ]:
+        choice = page.locator("#model input")
+        choice.fill(str(path))
+        choice.press("Enter")
+        toast = page.locator(".toast-body").last
+        expect(toast).to_contain_text(words)
+        toast.locator(".toast-close").click()
+        expect(page.locator("#state")).to_contain_text("SmolLM2-135M-Instruct.Q4_1 is ready")
+    ask(page, "What is the capital of France? Answer in one sentence.")
+    expect(reply(page)).to_contain_text("Paris")
+
+
+def test_interface_speaks_chinese_and_fits_a_phone(app: App, browser: Browser) -> None:
+    context = browser.new_context(locale="zh-CN", viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = app.watch(context.new_page())
+    page.goto(app.address)
+    expect(page.locator("#new-chat")).to_have_text("新对话")
+    expect(page.locator("#state")).to_contain_text("已就绪")
+    composer = page.locator("#text").bounding_box()
+    messages = page.locator("#messages").bounding_box()
+    assert composer["x"] >= 0 and composer["x"] + composer["width"] <= 390
+    assert messages["height"] > 400
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+    assert app.complaints == []

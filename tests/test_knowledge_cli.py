@@ -1,0 +1,85 @@
+"""`python -m knowledge`, with a stand-in for the embedding model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from knowledge import __main__ as cli
+from tests.fakes import HashEmbeddings
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def hash_embeddings(monkeypatch):
+    """The folders asked for, while no model is fetched or loaded."""
+    asked = []
+    monkeypatch.setattr(cli.checkpoints, "ensure_embedder", lambda data: asked.append(data) or data)
+    monkeypatch.setattr(cli, "LocalEmbeddings", lambda folder: HashEmbeddings())
+    return asked
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_a_folder_is_ingested_and_searched(tmp_path, capsys, hash_embeddings):
+    files = tmp_path / "文件" / "deep"
+    files.mkdir(parents=True)
+    (files / "诗.txt").write_text("离离原上草，一岁一枯荣。", encoding="utf-8")
+    (files / "picture.png").write_bytes(b"\x89PNG")
+    base = tmp_path / "kb"
+    code, output, errors = run(
+        capsys, "--data", tmp_path / "d", "ingest", base, tmp_path / "文件", DATA / "pdf" / "zh_poems.pdf"
+    )
+    assert (code, errors) == (0, "")
+    assert "诗.txt: done, 0 pages, 1 passages" in output and "zh_poems.pdf: done, 6 pages" in output
+    assert hash_embeddings == [tmp_path / "d"]
+
+    code, output, errors = run(capsys, "search", base, "清泉石上流", "--json", "-k", "2")
+    found = json.loads(output)
+    assert (code, errors, len(found)) == (0, "", 2)
+    assert list(found[0]) == ["name", "page", "score", "text"]
+    assert (found[0]["name"], found[0]["page"]) == ("zh_poems.pdf", 4)
+    assert hash_embeddings[1] == cli.settings.default_data_folder()
+
+    code, output, _ = run(capsys, "search", base, "清泉石上流")
+    assert code == 0 and "zh_poems.pdf, page 4" in output and "明月松间照" in output
+
+
+def test_bad_files_are_named_and_the_others_go_in(tmp_path, capsys):
+    bad = DATA / "pdf" / "bad_zero_bytes.pdf"
+    code, output, errors = run(
+        capsys, "ingest", tmp_path / "kb", bad, DATA / "pdf" / "zh_poems.pdf", tmp_path / "no.txt"
+    )
+    assert code == 1 and "zh_poems.pdf: done" in output
+    assert [line.split()[0] for line in errors.splitlines()] == ["bad_zero_bytes.pdf", "no.txt"]
+
+
+def test_expected_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
+    code, _, errors = run(capsys, "search", tmp_path / "nowhere", "question")
+    assert code == 1 and "nowhere holds no knowledge base" in errors and not (tmp_path / "nowhere").exists()
+    (tmp_path / "empty").mkdir()
+    code, _, errors = run(capsys, "ingest", tmp_path / "kb", tmp_path / "empty")
+    assert code == 1 and ".pdf, .txt" in errors
+
+    def fail(data):
+        raise cli.checkpoints.FetchError("The embedding model could not be fetched.")
+
+    monkeypatch.setattr(cli.checkpoints, "ensure_embedder", fail)
+    code, _, errors = run(capsys, "ingest", tmp_path / "kb", DATA / "pdf" / "zh_poems.pdf")
+    assert (code, errors) == (1, "The embedding model could not be fetched.\n")
+
+
+def test_a_damaged_base_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "knowledge.db").write_bytes(b"not SQLite " * 100)
+    code, _, errors = run(capsys, "search", tmp_path, "question")
+    assert code == 1 and errors.count("\n") == 1 and "not a readable knowledge base" in errors
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["ingest"])
+    assert exit.value.code == 2 and "usage:" in capsys.readouterr().err

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import gguf
 import pytest
 import sentencepiece
+import transformers
+from safetensors.torch import save_file
 
 import models
 from models.base import CheckpointError
@@ -494,6 +497,16 @@ def test_nothing_said_yet():
     assert FORMATS["chatml"].render([], tokenizer).ids == prompt.ids
 
 
+def test_template_prompts_equal_transformers(folders, tokenizers):
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folders["chatml"] / "tokenizer.json"), chat_template=CHATML_TEMPLATE
+    )
+    chat = template_format(CHATML_TEMPLATE, tokenizers["chatml"])
+    for messages in (conversation("你好, is 7 odd?"), conversation(" a ", "b\n", "c", system="s")):
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat.render(messages, tokenizers["chatml"]).ids == expected
+
+
 @pytest.mark.parametrize("source, kind", [(CHATML_TEMPLATE, "chatml"), (NESTED_TEMPLATE, "llama-2")])
 def test_template_continues_replies_in_ids(source, kind):
     tokenizer = letters(kind)
@@ -573,8 +586,6 @@ def test_conversations_that_a_template_refuses_use_the_table_format():
 
 
 def test_no_tracer_is_left_behind():
-    import sys
-
     before = sys.gettrace()
     template_format(BROKEN["endless"], letters("chatml"))
     assert sys.gettrace() is before
@@ -668,8 +679,6 @@ def test_shown_holds_back_no_more_than_it_must():
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    from safetensors.torch import save_file
-
     folder = make_folder("llama", tmp_path_factory.mktemp("loaded") / "vicuna-tiny")
     config = {
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer
 
 import models
 from models.base import CheckpointError
@@ -210,9 +212,7 @@ def test_missing_files_are_named(tmp_path):
 
 def test_bracketed_added_tokens_are_control(tmp_path):
     """ChatML fine-tunes add <|im_start|> without saying that it is special; runs of spaces are text."""
-    import tokenizers as library
-
-    inner = library.Tokenizer.from_file(str(DATA / "bloom-format-made-6000" / "tokenizer.json"))
+    inner = Tokenizer.from_file(str(DATA / "bloom-format-made-6000" / "tokenizer.json"))
     inner.add_tokens(["<|im_start|>", "    "])
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
     inner.save(str(tmp_path / "tokenizer.json"))
@@ -220,3 +220,25 @@ def test_bracketed_added_tokens_are_control(tmp_path):
     assert tokenizer.controls["<|im_start|>"] == 6000
     assert 6000 not in tokenizer.encode("<|im_start|>")
     assert tokenizer.encode("a    b")[1] == 6001
+
+
+USER_TOKEN = {"added_tokens_decoder": {"64795": {"content": "<|user|>", "special": True}}}
+CLASSIFIES = {"auto_map": {"AutoModelForSequenceClassification": "modeling_chatglm.X"}}
+
+
+@pytest.mark.parametrize(
+    "config, settings, folder, third",
+    [
+        ({}, {}, "renamed", False),
+        (CLASSIFIES, {}, "renamed", True),
+        ({}, USER_TOKEN, "renamed", True),
+        ({}, {}, "chatglm3-6b-32k", True),
+        ({}, {"name_or_path": "THUDM/chatglm2-6b"}, "chatglm3-6b", False),
+        ({"_name_or_path": "THUDM/chatglm3-6b"}, {}, "chatglm2-6b", True),
+    ],
+)
+def test_chatglm3_is_told_from_chatglm2(tmp_path, config, settings, folder, third):
+    path = make_folder("chatglm2", tmp_path / folder)
+    (path / "config.json").write_text(json.dumps({"model_type": "chatglm", **config}))
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert ("<|user|>" in models.load_tokenizer(path).controls) == third

@@ -9,10 +9,11 @@ from pathlib import Path
 import gguf
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer
 
-import models
+import models.tokenizer
 from models.base import CheckpointError
-from models.tokenizer import PieceTokenizer
+from models.tokenizer import FastTokenizer, PieceTokenizer
 from models.tokenizers import model_proto
 from models.tokenizers.reading import read_tokenizer
 from tests.made_tokenizers import DATA, PUBLISHED
@@ -40,14 +41,8 @@ def read(file: Path) -> models.tokenizer.Tokenizer:
     if file.name == "chinese_sp.model":
         return PieceTokenizer(file.read_bytes())
     if file.match("llama/tokenizer.json"):
-        return read_json_only(file)
+        return FastTokenizer(Tokenizer.from_file(str(file)))
     return read_tokenizer(file.parent, CONFIGS.get(file.parent.name, {}))
-
-
-def read_json_only(file: Path) -> models.tokenizer.Tokenizer:
-    import tokenizers
-
-    return models.tokenizer.FastTokenizer(tokenizers.Tokenizer.from_file(str(file)))
 
 
 @pytest.mark.parametrize("file, case", [*vectors(DATA), *(vectors(PUBLISHED) if PUBLISHED else [])])

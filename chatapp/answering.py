@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from knowledge import KnowledgeBase, Passage
-from models import Event
+from models import Event, LoadedModel
 
 from .conversation import REPLY, Plan, Turn, plan
 from .engine import Engine, Waiting
@@ -52,14 +52,13 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
         yield Found(passages)
         if not passages:
             return
-    make_plan = partial(
-        plan,
-        history=question.history,
-        question=partial(wording, question.text),
-        passages=passages,
-        system=question.system,
-        reply=question.reply,
-    )
+
+    def make_plan(loaded: LoadedModel) -> Plan:
+        history = [turn.seen_by(engine.status.name) for turn in question.history]
+        return plan(
+            loaded, history, partial(wording, question.text), passages, system=question.system, reply=question.reply
+        )
+
     yield from engine.stream(make_plan, question.options or {}, cancel)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from knowledge import Passage
@@ -19,11 +19,16 @@ class QuestionTooLong(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """A message that was said. `ids` are a reply's tokens as they were generated, for the model that wrote them."""
+    """A message that was said. `ids` are a reply's tokens as they were generated, by the model named `model`."""
 
     role: str
     content: str
     ids: tuple[int, ...] | None = None
+    model: str | None = None
+
+    def seen_by(self, model: str) -> Turn:
+        """The turn for this model: another one's ids would be other words to it, or none at all."""
+        return self if self.model == model else replace(self, ids=None)
 
     def message(self) -> dict[str, Any]:
         return {"role": self.role, "content": self.content, "ids": list(self.ids) if self.ids else None}
@@ -41,7 +46,7 @@ class Plan:
 
 
 def reply_budget(context: int, wanted: int = REPLY) -> int:
-    """Tokens reserved for the reply."""
+    """Tokens that are kept free for the reply, whatever else wants to go into the window."""
     return min(wanted, max(context // 4, 1))
 
 
@@ -53,39 +58,48 @@ def plan(
     system: str | None = None,
     reply: int = REPLY,
 ) -> Plan:
-    """Fits a turn into the window: passages give way first, from the last, then whole exchanges from the oldest.
+    """Fits a turn into the window, whole messages only; what is left out is counted.
 
-    `question` words the turn with the passages that it is given. Raises QuestionTooLong.
+    First come the question and its best passage, then the newest exchange, then the other passages from the best down,
+    then older exchanges from the newest back. `question` words the turn with the passages that it is given. Raises
+    QuestionTooLong.
     """
-    reply = reply_budget(loaded.context, reply)
-    room = loaded.context - reply
-    exchanges = _exchanges(history)
-    kept = list(passages)
+    room = loaded.context - reply_budget(loaded.context, reply)
     first = [Turn("system", system)] if system else []
-    # Passages may take what the question with the newest exchange leaves; older exchanges what these leave.
-    newest = exchanges[-1] if exchanges else []
-    while kept and len(_prompt(loaded, [*first, *newest, Turn("user", question(kept))]).ids) > room:
-        kept.pop()
-    asked = Turn("user", question(kept))
-    while True:
-        turns = [turn for exchange in exchanges for turn in exchange]
-        prompt = _prompt(loaded, [*first, *turns, asked])
-        if len(prompt.ids) <= room:
-            dropped = len(_exchanges(history)) - len(exchanges)
-            return Plan(prompt, tuple(kept), dropped, len(passages) - len(kept), reply)
-        if not exchanges:
-            raise QuestionTooLong(_too_long(len(prompt.ids), room))
-        exchanges.pop(0)
+    exchanges = _exchanges(history)
+
+    def prompt(kept: int, passages: Sequence[Passage]) -> Prompt:
+        newest = exchanges[len(exchanges) - kept :]
+        turns = [turn for exchange in newest for turn in exchange]
+        return loaded.chat_prompt([turn.message() for turn in (*first, *turns, Turn("user", question(passages)))])
+
+    def fits(kept: int, passages: Sequence[Passage]) -> bool:
+        return len(prompt(kept, passages).ids) <= room
+
+    least = passages[:1]
+    if not fits(0, least):
+        raise QuestionTooLong(_too_long(len(prompt(0, least).ids), room, bool(least)))
+    newest = 1 if exchanges and fits(1, least) else 0
+    quoted = list(passages)
+    while not fits(newest, quoted):
+        quoted.pop()
+    # From the newest back: rendering all of a long conversation again and again would hold up the queue.
+    kept = newest
+    while 0 < kept < len(exchanges) and fits(kept + 1, quoted):
+        kept += 1
+    fitted = prompt(kept, quoted)
+    left = loaded.context - len(fitted.ids)
+    return Plan(fitted, tuple(quoted), len(exchanges) - kept, len(passages) - len(quoted), min(reply, left))
 
 
-def _too_long(tokens: int, room: int) -> str:
-    return (
-        f"The question takes {tokens} tokens and the window has room for {room}; shorten it by {tokens - room} tokens."
-    )
+def whole_characters(text: str) -> str:
+    """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
-def _prompt(loaded: LoadedModel, turns: Sequence[Turn]) -> Prompt:
-    return loaded.chat_prompt([turn.message() for turn in turns])
+def _too_long(tokens: int, room: int, quoting: bool) -> str:
+    what = "The question with the best passage" if quoting else "The question"
+    return f"{what} takes {tokens} tokens and the window has room for {room}; shorten it by {tokens - room} tokens."
 
 
 def _exchanges(history: Sequence[Turn]) -> list[list[Turn]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import models
-from models import End, Event, LoadedModel, Sampling
+from models import BadLogitsError, End, Event, LoadedModel, Sampling
 
 from .conversation import Plan
 
@@ -84,7 +84,8 @@ class Engine:
                 self._replace(source)
             except EngineError:
                 if former is not None:
-                    self._replace(former)
+                    with suppress(EngineError):  # why the new one failed is the news; the status tells the rest
+                        self._replace(former)
                 raise
 
     def _replace(self, source: Source) -> None:
@@ -92,13 +93,19 @@ class Engine:
         self.status = Status("loading", source.name)
         try:
             loaded = self._loader(source.path, tier=source.tier, context=source.context, progress=self._progress)
-            loaded.tokenizer  # noqa: B018 - read now, so that a missing file is said before the first question
-        except (models.CheckpointError, OSError, MemoryError, RuntimeError) as error:
-            sentence = f"{source.name} could not be loaded: {str(error) or 'memory ran out.'}"
-            self.status = Status("failed", source.name, message=sentence)
-            raise EngineError(sentence) from error
-        self._loaded, self._source = loaded, source
-        self.status = Status("ready", source.name)
+            loaded.chat_format  # noqa: B018 - read now, so that a missing file is said before the first question
+            self._loaded, self._source = loaded, source
+            self.status = Status("ready", source.name)
+        except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
+            raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error
+        finally:
+            if self._loaded is None and self.status.state == "loading":  # an error that nobody foresaw goes on
+                self._failed(source, "the program failed; its console says how.")
+
+    def _failed(self, source: Source, reason: str) -> str:
+        sentence = f"{source.name} could not be loaded: {reason}"
+        self.status = Status("failed", source.name, message=sentence)
+        return sentence
 
     def stream(
         self, make_plan: Callable[[LoadedModel], Plan], options: Mapping[str, Any], cancel: threading.Event
@@ -112,34 +119,45 @@ class Engine:
         ticket = object()
         with self._ticket(ticket):
             yield from self._wait(ticket, cancel)
+            _raise_if(cancel)
             loaded = self.loaded
             plan = make_plan(loaded)
             yield plan
-            prompt = plan.prompt
-            sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
-            cache = loaded.new_cache(len(prompt.ids) + plan.reply)
-            cache.on_layer = lambda layer: _raise_if(cancel)
-            events = models.generate(
-                loaded, prompt.ids, sampling, cache, stop_ids=prompt.stop_ids, stop_texts=prompt.stop_texts
-            )
-            with closing(events):
-                for event in events:
-                    yield event
-                    if not isinstance(event, End):
-                        _raise_if(cancel)
+            with _explained():
+                yield from self._generate(loaded, plan, options, cancel)
+
+    def _generate(
+        self, loaded: LoadedModel, plan: Plan, options: Mapping[str, Any], cancel: threading.Event
+    ) -> Iterator[Event]:
+        prompt = plan.prompt
+        sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
+        cache = loaded.new_cache(len(prompt.ids) + plan.reply)
+        cache.on_layer = lambda layer: _raise_if(cancel)
+        events = models.generate(
+            loaded, prompt.ids, sampling, cache, stop_ids=prompt.stop_ids, stop_texts=prompt.stop_texts
+        )
+        with closing(events):
+            for event in events:
+                yield event
+                if not isinstance(event, End):
+                    _raise_if(cancel)
 
     def _progress(self, done: int, total: int) -> None:
         self.status = replace(self.status, done=done, total=total)
 
     def _wait(self, ticket: object, cancel: threading.Event) -> Iterator[Waiting]:
         told = None
-        while (ahead := self._queue.index(ticket)) > 0:
+        while (ahead := self._ahead(ticket, told)) > 0:
             if ahead != told:
                 told = ahead
                 yield Waiting(ahead)
-            with self._changed:
-                self._changed.wait(POLL)
             _raise_if(cancel)
+
+    def _ahead(self, ticket: object, told: int | None) -> int:
+        """How many come first; if as many as told before, after waiting a moment for that to change."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue.index(ticket) != told, POLL)
+            return self._queue.index(ticket)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -152,7 +170,8 @@ class Engine:
     @contextmanager
     def _ticket(self, ticket: object) -> Iterator[None]:
         """A place in the queue. It is not bound to a thread: web servers step one generator from several."""
-        self._queue.append(ticket)
+        with self._changed:
+            self._queue.append(ticket)
         try:
             yield
         finally:
@@ -164,6 +183,22 @@ class Engine:
 def _raise_if(cancel: threading.Event) -> None:
     if cancel.is_set():
         raise Cancelled
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What can go wrong inside a model, as a sentence."""
+    try:
+        yield
+    except BadLogitsError as error:
+        raise EngineError(str(error)) from error
+    except (LookupError, MemoryError, RuntimeError) as error:  # PyTorch says that memory ran out by a RuntimeError
+        reason = _first_line(error) or "memory ran out"
+        raise EngineError(f"The model failed ({reason}); ask a shorter question or narrow --context.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 _WHY_EMPTY = {

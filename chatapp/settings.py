@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import platformdirs
 
@@ -34,6 +35,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not _is_loopback(self.host):
             raise SettingsError(f"--host {self.host} would open the app to the network; use 127.0.0.1.")
+        if self.tier not in TIERS:
+            raise SettingsError(f"--tier {self.tier} can't be had; choose from {', '.join(TIERS)}.")
+        if self.lang not in LANGUAGES:
+            raise SettingsError(f"--lang {self.lang} is not known; choose from {', '.join(LANGUAGES)}.")
         if not 1 <= self.port <= 65535:
             raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
         if self.context is not None and self.context < 64:
@@ -54,18 +59,33 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from the command line and the environment; raises SettingsError for values that can't be."""
 
     def default(name: str, fallback: str | None) -> str | None:
-        return environment.get(f"QUATRAIN_{name}", fallback)
+        return environment.get(f"QUATRAIN_{name}") or fallback
 
-    parser = argparse.ArgumentParser(prog="app.py", description="Chat with a model and documents on this machine.")
+    parser = _Parser(prog="app.py", description="Chat with a model and documents on this machine.")
     parser.add_argument("--host", default=default("HOST", "127.0.0.1"), help="address to listen on (loopback only)")
     parser.add_argument("--port", type=int, default=default("PORT", "7860"), help="a busy port: the next free one")
-    parser.add_argument("--model", type=Path, default=default("MODEL", None), help="a checkpoint folder or .gguf file")
+    parser.add_argument("--model", type=_path, default=default("MODEL", None), help="a checkpoint folder or .gguf file")
     parser.add_argument("--tier", choices=TIERS, default=default("TIER", "auto"))
     parser.add_argument("--context", type=int, default=default("CONTEXT", None), help="narrow the window to N tokens")
-    parser.add_argument("--data", type=Path, default=default("DATA", str(default_data_folder())), help="data folder")
-    parser.add_argument("--checkpoints", type=Path, default=default("CHECKPOINTS", None), help="more checkpoints")
+    parser.add_argument("--data", type=_path, default=default("DATA", str(default_data_folder())), help="data folder")
+    parser.add_argument("--checkpoints", type=_path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
     return Settings(**vars(parser.parse_args(arguments)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as everything else here does, whether it came from the command line or the environment."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help shows what can be given.")
+
+
+def _path(text: str) -> Path:
+    # A ~ out of the environment, or behind --data=, has not met a shell.
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody who is not a user here
+        return Path(text)
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,6 +27,7 @@ create table message (
 );
 create index message_of_conversation on message (conversation, id);
 """
+TABLES = {"conversation", "message"}
 TITLE = 40  # characters
 
 
@@ -54,21 +55,35 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False)
-            self._connection.execute("pragma journal_mode = wal")
-            self._connection.execute("pragma foreign_keys = on")
-            self._migrate()
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{path} can't be read ({error}); move it away to start with no conversations.") from error
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
+            self._prepare()
+        except (sqlite3.Error, OverflowError) as error:
+            self._connection.close()  # Windows moves no file away that is open
+            raise self._unusable(error) from error
 
-    def _migrate(self) -> None:
+    def _prepare(self) -> None:
         (version,) = self._connection.execute("pragma user_version").fetchone()
+        tables = {name for (name,) in self._connection.execute("select name from sqlite_master where type = 'table'")}
         if version > VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer Quatrain, version {version}")
-        if version == 0:
+        if tables and not (version and TABLES <= tables):
+            raise sqlite3.DatabaseError("it belongs to another program")
+        (verdict,) = self._connection.execute("pragma quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
+        self._connection.execute("pragma journal_mode = wal")
+        self._connection.execute("pragma foreign_keys = on")
+        if not tables:
             self._connection.executescript(f"begin; {SCHEMA} pragma user_version = {VERSION}; commit;")
+
+    def _unusable(self, error: Exception) -> StoreError:
+        return StoreError(f"{self._path} can't be used ({error}); move it away to start with no conversations.")
 
     def create(self) -> Conversation:
         """A conversation without a title, which it takes from its first question."""
@@ -91,18 +106,27 @@ class Store:
         )
         return [_message(*row) for row in rows]
 
-    def add(self, conversation: str, message: StoredMessage) -> int:
-        """Appends a message and returns its number."""
+    def add(self, conversation: str, *messages: StoredMessage) -> int:
+        """Appends messages, all of them or none, and returns the number of the last.
+
+        A conversation that is not there, because it was deleted elsewhere, starts anew with them.
+        """
+        number = 0
         with self._transaction() as connection:
-            cursor = connection.execute(
-                "insert into message (conversation, role, content, ids, model, sources) values (?, ?, ?, ?, ?, ?)",
-                (conversation, message.role, message.content, *_columns(message)),
-            )
-            title = message.content.strip().splitlines()[0][:TITLE] if message.content.strip() else ""
-            connection.execute(
-                "update conversation set changed = ?, title = case when title = '' then ? else title end where id = ?",
-                (_now(), title, conversation),
-            )
+            connection.execute("insert or ignore into conversation values (?, '', ?)", (conversation, _now()))
+            for message in messages:
+                number = self._append(connection, conversation, message)
+        return number
+
+    def _append(self, connection: sqlite3.Connection, conversation: str, message: StoredMessage) -> int:
+        cursor = connection.execute(
+            "insert into message (conversation, role, content, ids, model, sources) values (?, ?, ?, ?, ?, ?)",
+            (conversation, message.role, *_columns(message)),
+        )
+        connection.execute(
+            "update conversation set changed = ?, title = case when title = '' then ? else title end where id = ?",
+            (_now(), _title(message.content), conversation),
+        )
         return int(cursor.lastrowid or 0)
 
     def update(self, number: int, message: StoredMessage) -> None:
@@ -110,7 +134,7 @@ class Store:
         with self._transaction() as connection:
             connection.execute(
                 "update message set content = ?, ids = ?, model = ?, sources = ? where id = ?",
-                (message.content, *_columns(message), number),
+                (*_columns(message), number),
             )
 
     def delete(self, conversation: str) -> None:
@@ -121,18 +145,31 @@ class Store:
         self._connection.close()
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[tuple]:
-        with self._lock, closing(self._connection.execute(query, values)) as cursor:
+        with self._lock, self._said(), closing(self._connection.execute(query, values)) as cursor:
             return cursor.fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._connection:
+        with self._lock, self._said(), self._connection:
             yield self._connection
 
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Failures of the disk, such as one that is full, as a sentence."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} can't be used ({error}); check the disk and start again.") from error
 
-def _columns(message: StoredMessage) -> tuple[str | None, str | None, str]:
+
+def _columns(message: StoredMessage) -> tuple[str, str | None, str | None, str]:
     ids = json.dumps(message.ids) if message.ids is not None else None
-    return ids, message.model, json.dumps(message.sources, ensure_ascii=False)
+    return message.content, ids, message.model, json.dumps(message.sources, ensure_ascii=False)
+
+
+def _title(content: str) -> str:
+    content = content.strip()
+    return content.splitlines()[0][:TITLE] if content else ""
 
 
 def _message(role: str, content: str, ids: str | None, model: str | None, sources: str) -> StoredMessage:

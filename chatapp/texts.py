@@ -25,7 +25,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "stop": "Stop",
         "chat": "Chat",
         "empty": (
-            "### What would you like to know?\n\nChat with the model on this machine, or add documents on the left "
+            "### What would you like to know?\n\nChat with the model on this machine, or add documents "
             "and ask about them.\nNothing you write leaves this machine."
         ),
         "sources": "Sources",
@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "send": "发送",
         "stop": "停止",
         "chat": "聊天",
-        "empty": "### 想了解什么？\n\n与本机上的模型对话，或在左侧添加文档后提问。\n您输入的内容不会离开这台电脑。",
+        "empty": "### 想了解什么？\n\n与本机上的模型对话，或添加文档后提问。\n您输入的内容不会离开这台电脑。",
         "sources": "来源",
         "sources_none": "就文档提问时，答案所依据的段落会显示在这里。",
         "page": "第 {page} 页",

@@ -75,7 +75,9 @@ class LocalEmbeddings(Embeddings):
     @functools.cached_property
     def _model(self):
         from langchain_huggingface import HuggingFaceEmbeddings  # brings sentence-transformers and torch: 7 s
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would write over the app's own lines on the console
         prompts = self._prompts()
         return HuggingFaceEmbeddings(
             model_name=str(self.folder),

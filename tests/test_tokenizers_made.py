@@ -7,11 +7,11 @@ import random
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 import models
 from models.base import CheckpointError
-from models.tokenizer import PieceTokenizer, StreamDecoder
+from models.tokenizer import FastTokenizer, PieceTokenizer, StreamDecoder
 from models.tokenizers import model_proto
 from models.tokenizers.reading import CHATGLM2_SPECIALS, GLM4_SPECIALS, ROLES
 from tests.made_tokenizers import DATA, IDENTITY, KINDS, make_folder, piece_model, rank_lines
@@ -28,10 +28,13 @@ CONTROL_TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    return {
-        name: models.load_tokenizer(make_folder(name, tmp_path_factory.mktemp("tokenizers") / name)) for name in KINDS
-    }
+def folders(tmp_path_factory):
+    return {name: make_folder(name, tmp_path_factory.mktemp("tokenizers") / name) for name in KINDS}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(folders):
+    return {name: models.load_tokenizer(folder) for name, folder in folders.items()}
 
 
 def random_texts(seed: int, count: int) -> list[str]:
@@ -58,6 +61,19 @@ def test_streaming_equals_the_whole_and_never_shows_half_a_character(tokenizers,
         pieces = [decoder.push(number) for number in ids] + [decoder.flush()]
         assert "".join(pieces) == tokenizer.decode(ids)
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_streaming_of_what_a_model_may_write(tokenizers, name):
+    """Ids in any order, control tokens and spaces among them, not only what text encodes to."""
+    tokenizer = tokenizers[name]
+    words = [tokenizer.encode(word, place) for word in ("the", "。", " ", "   ", "\n") for place in ("start", "text")]
+    words += [[number] for number in tokenizer.controls.values()]
+    draw = random.Random(5)
+    for _ in range(300):
+        ids = [number for word in draw.choices(words, k=12) for number in word]
+        decoder = StreamDecoder(tokenizer)
+        assert "".join([*(decoder.push(number) for number in ids), decoder.flush()]) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -160,6 +176,18 @@ def test_word_start_after_a_control_token(tokenizers):
         "llama-new": continued["llama-new"],
         "llama-json": first["llama-json"],
     }
+
+
+@pytest.mark.parametrize("first", [normalizers.Prepend("▁"), None])
+def test_other_ways_of_marking_the_first_word(first, tokenizers, folders):
+    """A lone Prepend marks every text, Metaspace's "first" only the first of a sequence."""
+    inner = Tokenizer.from_file(str(folders["llama-json"] / "tokenizer.json"))
+    inner.normalizer = first
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never" if first else "first", split=False)
+    tokenizer, known = FastTokenizer(inner), tokenizers["llama-json"]
+    assert tokenizer.encode("hello") == known.encode("hello")
+    assert tokenizer.encode("hello", "text") == known.encode("hello", "text")
+    assert tokenizer.encode("hello", "control") == known.encode("hello", "control" if first else "text")
 
 
 def lowest_rank_first(token: bytes, ranks: dict[bytes, int]) -> list[int]:

@@ -61,22 +61,21 @@ class FastTokenizer(TextTokenizer):
 
 
 def _starts_word(inner: tokenizers.Tokenizer, text: str) -> bool:
-    tokens = inner.encode(text, add_special_tokens=False).tokens
-    return bool(tokens) and tokens[-1].startswith(WORD_STARTS)
+    return any(token.startswith(WORD_STARTS) for token in inner.encode(text, add_special_tokens=False).tokens)
 
 
 def _unmarked(spec: Any) -> Any:
     """The parts of a tokenizer.json without what marks the start of a text; the vocabulary is passed through."""
     if isinstance(spec, list):
-        return [_unmarked(part) for part in spec if not (isinstance(part, dict) and part.get("type") == "Prepend")]
+        return [_unmarked(part) for part in spec if not _prepends(part)]
     if not isinstance(spec, dict) or "vocab" in spec:
         return spec
     changed = {"prepend_scheme": "never", "add_prefix_space": False}
-    kept = {
-        key: None if isinstance(value, dict) and value.get("type") == "Prepend" else value
-        for key, value in spec.items()
-    }
-    return {key: changed.get(key, _unmarked(value)) for key, value in kept.items()}
+    return {key: changed.get(key, _unmarked(value)) for key, value in spec.items() if not _prepends(value)}
+
+
+def _prepends(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "Prepend"
 
 
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"

@@ -52,9 +52,9 @@ class LoadedModel:
     @cached_property
     def chat_format(self) -> ChatFormat:
         """Raises CheckpointError where the wanted format needs control tokens that the tokenizer lacks."""
-        config, hints = self.checkpoint.config, self.checkpoint.chat_hints()
-        facts = Facts(self.architecture, config, self.tokenizer.controls, hints)
-        return choose_format(facts, self.tokenizer, self.wanted_format)
+        tokenizer, checkpoint = self.tokenizer, self.checkpoint
+        facts = Facts(self.architecture, checkpoint.config, tokenizer.controls, checkpoint.chat_hints())
+        return choose_format(facts, tokenizer, self.wanted_format)
 
     def with_chat_format(self, name: str | None) -> LoadedModel:
         """The same model talking in another format of `models.chat_formats()`; None is the checkpoint's own."""

@@ -1,6 +1,7 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .generate import End, Event, Read, Timings, Token, generate
 from .loader import LoadedModel, load, load_tokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "Timings",
     "Token",
     "fill_prompt",
+    "chat_formats",
     "generate",
     "load",
     "load_tokenizer",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from knowledge import KnowledgeBase, Passage
+from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
 from models import Event, LoadedModel
 
 from .conversation import REPLY, Plan, Turn, plan
@@ -44,11 +45,11 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
     """Found (for a question about documents), Waiting, the Plan, then the events of generation.
 
     Where the documents do not say, Found is empty and nothing follows: the model would only invent. Raises EngineError,
-    QuestionTooLong and Cancelled.
+    QuestionTooLong, KnowledgeBaseError and Cancelled.
     """
     passages: tuple[Passage, ...] = ()
     if question.base is not None:
-        passages = tuple(question.base.search(question.text, PASSAGES))
+        passages = _search(question.base, question.text)
         yield Found(passages)
         if not passages:
             return
@@ -60,6 +61,14 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
         )
 
     yield from engine.stream(make_plan, question.options or {}, cancel)
+
+
+def _search(base: KnowledgeBase, question: str) -> tuple[Passage, ...]:
+    try:
+        return tuple(base.search(question, PASSAGES))
+    except (sqlite3.Error, OSError, MemoryError, RuntimeError) as error:
+        reason = str(error) or "memory ran out"
+        raise KnowledgeBaseError(f"The documents can't be searched ({reason}); start again.") from error
 
 
 def wording(question: str, passages: Sequence[Passage]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import unicodedata
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from langchain_core.embeddings import Embeddings
 
 import knowledge
 from knowledge import KnowledgeBase
+
+from .conversation import whole_characters
 
 NAME_FILE = "name.json"
 LONGEST_NAME = 80
@@ -29,7 +32,8 @@ class Library:
         self._make_embeddings = embeddings
         self._embeddings: Embeddings | None = None
         self._open: dict[str, KnowledgeBase] = {}
-        self._lock = threading.Lock()
+        self._naming = threading.Lock()
+        self._opening = threading.Lock()  # another one: the first opening may wait for a download
 
     def names(self) -> list[str]:
         """All knowledge bases, by name in alphabetical order."""
@@ -37,23 +41,29 @@ class Library:
 
     def create(self, name: str) -> str:
         """Makes an empty knowledge base, of any name in any script, and returns the name as kept."""
-        name = " ".join(name.split())
+        name = unicodedata.normalize("NFC", " ".join(whole_characters(name).split()))
         if not name:
             raise LibraryError("A knowledge base needs a name.")
         if len(name) > LONGEST_NAME:
             raise LibraryError(f"The name has {len(name)} characters; {LONGEST_NAME} are possible.")
-        with self._lock:
+        with self._naming:
             if name in self._folders():
                 raise LibraryError(f"There is already a knowledge base named {name!r}; choose another name.")
             folder = self._folder / uuid.uuid4().hex[:12]
             folder.mkdir(parents=True)
-            # The name is data inside a file, never a path.
-            (folder / NAME_FILE).write_text(json.dumps({"name": name}, ensure_ascii=False), encoding="utf-8")
+            # The name is data inside a file, never a path. The file appears whole: a kill leaves no damaged one.
+            partial = folder / f"{NAME_FILE}.partial"
+            partial.write_text(json.dumps({"name": name}, ensure_ascii=False), encoding="utf-8")
+            partial.replace(folder / NAME_FILE)
         return name
 
     def open(self, name: str) -> KnowledgeBase:
-        """The knowledge base of that name; raises LibraryError if there is none."""
-        with self._lock:
+        """The knowledge base of that name.
+
+        Raises LibraryError if there is none, and what opening it and getting the embedding model raise: FetchError and
+        KnowledgeBaseError.
+        """
+        with self._opening:
             if name not in self._open:
                 folder = self._folders().get(name)
                 if folder is None:
@@ -63,5 +73,14 @@ class Library:
             return self._open[name]
 
     def _folders(self) -> dict[str, Path]:
-        files = self._folder.glob(f"*/{NAME_FILE}") if self._folder.is_dir() else ()
-        return {json.loads(file.read_text(encoding="utf-8"))["name"]: file.parent for file in files}
+        files = sorted(self._folder.glob(f"*/{NAME_FILE}")) if self._folder.is_dir() else ()
+        return {_name(file): file.parent for file in files}
+
+
+def _name(file: Path) -> str:
+    """The name in a file; where that is damaged the folder's, so that its documents can still be reached."""
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["name"]
+    except (ValueError, LookupError, TypeError, OSError):
+        return file.parent.name
+    return name if isinstance(name, str) else file.parent.name

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from models import BadLogitsError, End, Read, Token
+from knowledge import KnowledgeBaseError
+from models import End, Read, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import Plan, QuestionTooLong, Turn
+from .conversation import Plan, QuestionTooLong, Turn, whole_characters
 from .engine import Cancelled, Engine, EngineError, Waiting
 from .library import Library, LibraryError
-from .store import Store, StoredMessage
+from .store import Store, StoredMessage, StoreError
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
 SAVE_EVERY = 0.5
+
+#: What ends a turn with a sentence.
+FAILURES = (
+    EngineError,
+    QuestionTooLong,
+    LibraryError,
+    KnowledgeBaseError,
+    FetchError,
+    StoreError,
+    OSError,
+    MemoryError,
+)
 
 
 @dataclass
@@ -55,55 +69,74 @@ class Chat:
 
         What goes wrong is a sentence in the reply, never raised. `base` names the knowledge base to ask.
         """
-        model = self.engine.status.name
-        history = _history(self.store.messages(conversation), model)
-        self.store.add(conversation, StoredMessage("user", text))
-        save = _saver(self.store, self.store.add(conversation, StoredMessage("assistant", "")), model)
         reply = Reply(searched=bool(base))
+        save = _Saver(self.store, reply)
         try:
+            text = whole_characters(text)
+            history = _history(self.store.messages(conversation))
+            save.number = self.store.add(conversation, StoredMessage("user", text), StoredMessage("assistant", ""))
             question = Question(text, history, self.library.open(base) if base else None)
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
+                    if isinstance(event, Plan):
+                        save.model = self.engine.status.name  # known now: no other can be loaded before the end
                     _note(reply, event)
-                    save(reply, False)
+                    save.soon()
                     yield reply
             reply.state = "done"
         except Cancelled:
             reply.state = "stopped"
-        except (EngineError, QuestionTooLong, LibraryError, FetchError, BadLogitsError, MemoryError) as error:
+        except FAILURES as error:
             reply.state, reply.failure = "failed", str(error) or "Memory ran out; ask a shorter question."
         finally:
-            save(reply, True)
+            save.now()
         yield reply
 
 
-def _history(messages: Sequence[StoredMessage], model: str) -> list[Turn]:
-    """What the model gets to see: exchanges that were answered, a reply's own ids where this model wrote it."""
+def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
+    """What the model gets to see: exchanges that were answered, replies with the ids that their model wrote."""
     turns = []
-    for asked, replied in zip(messages[::2], messages[1::2], strict=False):
-        if replied.content:
+    for asked, replied in pairwise(messages):
+        if (asked.role, replied.role) == ("user", "assistant") and replied.content:
             turns.append(Turn("user", asked.content))
-            turns.append(Turn("assistant", replied.content, replied.ids if replied.model == model else None))
+            turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
 
 
-def _saver(store: Store, number: int, model: str) -> Callable[[Reply, bool], None]:
-    last = time.monotonic()
+class _Saver:
+    """Writes a reply behind its question, now and then while it grows and once at its end."""
 
-    def save(reply: Reply, now: bool) -> None:
-        nonlocal last
-        if now or time.monotonic() - last >= SAVE_EVERY:
-            ids = tuple(reply.ids) or None
-            store.update(number, StoredMessage("assistant", reply.text, ids, model, tuple(reply.sources)))
-            last = time.monotonic()
+    def __init__(self, store: Store, reply: Reply) -> None:
+        self._store = store
+        self._reply = reply
+        self._last = time.monotonic()
+        self.number: int | None = None  #: of the message, once it has been added
+        self.model: str | None = None
 
-    return save
+    def soon(self) -> None:
+        if time.monotonic() - self._last >= SAVE_EVERY:
+            self._write()
+
+    def now(self) -> None:
+        """The last write. If the disk refuses it, that is said in the reply: nobody is left to catch an error."""
+        try:
+            self._write()
+        except StoreError as error:
+            self._reply.state, self._reply.failure = "failed", str(error)
+
+    def _write(self) -> None:
+        if self.number is None:
+            return
+        reply = self._reply
+        ids = tuple(reply.ids) or None
+        self._store.update(self.number, StoredMessage("assistant", reply.text, ids, self.model, tuple(reply.sources)))
+        self._last = time.monotonic()
 
 
 def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
-            reply.sources = [passage_data(passage) for passage in passages]
+            reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
             reply.plan = event if isinstance(event, Plan) else None
         case Waiting(ahead=ahead):
             reply.ahead = ahead

@@ -1,6 +1,8 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .chat_formats import chat_formats
+from .fill import fill_prompt
 from .generate import End, Event, Read, Timings, Token, generate
 from .loader import LoadedModel, load, load_tokenizer
 from .prompts import Prompt
@@ -17,6 +19,8 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "fill_prompt",
+    "chat_formats",
     "generate",
     "load",
     "load_tokenizer",

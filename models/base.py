@@ -77,6 +77,8 @@ class BaseModel(nn.Module):
 
     #: False where prompt positions attend both ways (ChatGLM-6B): a cached prompt can't be extended, and is read whole.
     causal_prompt: ClassVar[bool] = True
+    #: True where [MASK] in a prompt is a blank that the model can fill (ChatGLM-6B).
+    fills_blanks: ClassVar[bool] = False
 
     args: BaseArgs
 
@@ -89,8 +91,8 @@ class BaseModel(nn.Module):
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         """The attribute that a checkpoint's tensor belongs to, or None for a leftover that is to be ignored."""
-        if name.endswith("rotary_emb.inv_freq"):
-            return None
+        if name.endswith(".inv_freq"):
+            return None  # rotary frequencies, which some checkpoints store: they are computed here
         return name, tensor
 
     def new_cache(self, length: int, dtype: torch.dtype, device: str | torch.device) -> KVCache:

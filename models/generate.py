@@ -123,7 +123,8 @@ def generate(
         cache = loaded.new_cache(min(loaded.context, len(prompt_ids) + sampling.max_tokens))
     if len(prompt_ids) > cache.capacity:
         raise ValueError(f"the prompt has {len(prompt_ids)} tokens, the window {cache.capacity}")
-    cache.truncate(min(cache.length, len(prompt_ids) - 1))  # the last id must be read to know what follows it
+    # The last id must be read to know what follows it; a prompt that attends both ways is read whole.
+    cache.truncate(min(cache.length, len(prompt_ids) - 1) if loaded.model.causal_prompt else 0)
     clock = _Clock(prompt_tokens=len(prompt_ids), reused=cache.length)
     text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
     stops = loaded.stop_ids if stop_ids is None else stop_ids

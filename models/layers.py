@@ -51,6 +51,20 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * weight + bias, in float32 whatever x is: checkpoints publish these weights so."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(x.dtype)
+
+
 def project(x: torch.Tensor, *linears: nn.Module) -> Any:
     """The products of x with each Linear: one tensor for one Linear, a tuple for several."""
     outputs = tuple(linear(x) for linear in linears)
@@ -101,10 +115,9 @@ def _bias(
         mask = columns <= rows
     if slopes is None:
         return mask
-    # Relative distance, in the activations' precision: softmax is the same as with the absolute key index.
-    distance = (columns - rows).to(like.dtype)
-    alibi = slopes.to(like.dtype)[:, None, None] * distance
-    return alibi.masked_fill(~mask, float("-inf"))
+    # Softmax is the same with the distance as with the key's index, and far from zero half precision would round.
+    alibi = slopes[:, None, None] * (columns - rows).float()
+    return alibi.masked_fill(~mask, float("-inf")).to(like.dtype)
 
 
 def positions(ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
@@ -124,6 +137,30 @@ def rotate_half(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> t
     cos, sin = (t.to(x.dtype) for t in angles)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotate_pairs(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the pairs (2i, 2i + 1) of the first dimensions of x [1, time, heads, d], two for each angle.
+
+    The other dimensions pass unchanged, as in ChatGLM2.
+    """
+    cos, sin = (t.to(x.dtype) for t in angles)
+    turned, kept = x.tensor_split([2 * cos.shape[-1]], dim=-1)
+    even, odd = turned[..., 0::2], turned[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((turned, kept), dim=-1)
+
+
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """How much each head's score falls with each step of distance, float32 [heads] (Press et al., 2022).
+
+    The slopes are 2^(-8k/c), k = 1 .. c, for the largest power of two c <= heads; heads beyond c take every other one
+    of the twice as fine series 2^(-4k/c), k = 1, 3, 5, ...
+    """
+    power = 2 ** (heads.bit_length() - 1)
+    own = 1 + torch.arange(power, dtype=torch.float32, device=device)
+    between = 1 + 2 * torch.arange(heads - power, dtype=torch.float32, device=device)
+    return torch.exp2(torch.cat((-8 * own / power, -4 * between / power)))
 
 
 def rope_frequencies(

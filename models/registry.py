@@ -24,13 +24,43 @@ class Architecture:
         return importlib.import_module(f".{self.name}", __package__)
 
 
+def _says(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether a config names a model type, or, where it lacks one, an architecture that begins with the name."""
+    if config.get("model_type"):
+        return config["model_type"] == model_type
+    return any(str(name).lower().startswith(model_type) for name in config.get("architectures") or ())
+
+
+def _is_chatglm(config: Mapping[str, Any]) -> bool:
+    return _says(config, "chatglm") and "inner_hidden_size" in config
+
+
+def _is_chatglm2(config: Mapping[str, Any]) -> bool:
+    # ChatGLM-6B says "chatglm" as well, and the GLM of 2021 "glm": the keys tell them apart.
+    if _says(config, "glm"):
+        return "num_key_value_heads" in config
+    return _says(config, "chatglm") and "padded_vocab_size" in config
+
+
 def _is_llama(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "llama" or "llamaforcausallm" in map(
-        str.lower, config.get("architectures") or ()
-    )
+    return _says(config, "llama")
 
 
-ARCHITECTURES = (Architecture("llama", "llama", _is_llama),)
+def _is_bloom(config: Mapping[str, Any]) -> bool:
+    return _says(config, "bloom")
+
+
+def _is_baichuan(config: Mapping[str, Any]) -> bool:
+    return _says(config, "baichuan")
+
+
+ARCHITECTURES = (
+    Architecture("chatglm", "chatglm", _is_chatglm),
+    Architecture("chatglm2", "chatglm", _is_chatglm2),
+    Architecture("llama", "llama", _is_llama),
+    Architecture("bloom", "bloom", _is_bloom),
+    Architecture("baichuan", "baichuan", _is_baichuan),
+)
 
 
 def resolve(config: Mapping[str, Any]) -> Architecture:

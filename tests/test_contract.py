@@ -5,16 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models import registry
 from models.base import BaseModel
 from models.cache import KVCache
-from tests.tiny import LLAMA, build
+from tests.tiny import BAICHUAN_7B, BAICHUAN_13B, BLOOM, CHATGLM, CHATGLM2, LLAMA, build
 
 VARIANTS = {
+    "chatglm": CHATGLM,
+    "chatglm-untied": CHATGLM | {"tie_word_embeddings": False},
+    "chatglm2": CHATGLM2,
+    "chatglm2-32k": CHATGLM2 | {"rope_ratio": 16},
+    "chatglm3-32k": CHATGLM2 | {"rope_ratio": 50},
+    "chatglm2-mha": CHATGLM2 | {"multi_query_attention": False, "add_bias_linear": True},
+    "glm-tied": CHATGLM2 | {"tie_word_embeddings": True, "partial_rotary_factor": 1.0},
     "llama-mha": LLAMA | {"num_key_value_heads": 8},
     "llama-gqa": LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "llama-dynamic": LLAMA | {"max_position_embeddings": 16, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "bloom": BLOOM,
+    "bloom-6-heads": BLOOM | {"n_head": 6, "hidden_size": 48, "tie_word_embeddings": False},
+    "baichuan-7b": BAICHUAN_7B,
+    "baichuan-13b": BAICHUAN_13B,
+    "baichuan-13b-40-heads": BAICHUAN_13B | {"num_attention_heads": 40, "hidden_size": 160},
 }
-TIME = 40
+TIME, VOCABULARY = 40, 320
+#: Where an architecture reads its prompt whole, this much is prompt; longer pieces are cut behind it.
+PROMPT = 9
 #: Rounding of float32 in another order of adding.
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
@@ -25,7 +40,11 @@ def model(request: pytest.FixtureRequest) -> BaseModel:
 
 
 def ids_for(model: BaseModel, time: int = TIME, seed: int = 3) -> torch.Tensor:
-    return torch.randint(model.args.vocab_size, (1, time), generator=torch.Generator().manual_seed(seed))
+    """Random ids; ChatGLM-6B's begin with a prompt."""
+    ids = torch.randint(300, (1, time), generator=torch.Generator().manual_seed(seed))
+    if not model.causal_prompt:
+        ids[0, PROMPT - 2], ids[0, PROMPT - 1] = CHATGLM["gmask_token_id"], CHATGLM["bos_token_id"]
+    return ids
 
 
 def new_cache(model: BaseModel, length: int = TIME, dtype: torch.dtype = torch.float32) -> KVCache:
@@ -37,21 +56,36 @@ def whole(model: BaseModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def read(model: BaseModel, ids: torch.Tensor, cache: KVCache, chunk: int) -> torch.Tensor:
-    return torch.cat([model(part, cache) for part in ids.split(chunk, dim=1)], dim=1)
+    """Logits of ids in pieces of `chunk`; a prompt that attends both ways stays in one."""
+    first = 0 if model.causal_prompt else PROMPT
+    pieces = [ids[:, :first], *ids[:, first:].split(chunk, dim=1)]
+    return torch.cat([model(piece, cache) for piece in pieces if piece.numel()], dim=1)
+
+
+def test_every_architecture_is_here() -> None:
+    """A new family can't be forgotten: its row in the registry asks for a variant."""
+    tested = {registry.resolve(config).name for config in VARIANTS.values()}
+    assert tested == {architecture.name for architecture in registry.ARCHITECTURES}
 
 
 def test_logits_shape_and_dtype(model: BaseModel) -> None:
     logits = whole(model, ids_for(model))
-    assert logits.shape == (1, TIME, model.args.vocab_size)
+    assert logits.shape == (1, TIME, VOCABULARY)
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
     assert logits.std() > 0.1
 
 
+def test_a_cache_changes_nothing(model: BaseModel) -> None:
+    ids = ids_for(model)
+    # Dynamic scaling takes the cache's room for the length: both are TIME here.
+    torch.testing.assert_close(model(ids), whole(model, ids), **TOLERANCE)
+
+
 def test_later_tokens_change_nothing_before(model: BaseModel) -> None:
     ids = ids_for(model)
     changed = ids.clone()
-    changed[0, -1] = (ids[0, -1] + 1) % model.args.vocab_size
+    changed[0, -1] += 1
     before, after = whole(model, ids), whole(model, changed)
     assert torch.equal(before[:, :-1], after[:, :-1])
     assert not torch.allclose(before[:, -1], after[:, -1])
@@ -61,10 +95,10 @@ def test_order_of_the_prompt_matters(model: BaseModel) -> None:
     """Without positions, attention would not see that two earlier tokens changed places."""
     ids = ids_for(model)
     swapped = ids[:, [1, 0, *range(2, TIME)]]
-    assert (whole(model, ids)[0, -1] - whole(model, swapped)[0, -1]).abs().max() > 1e-3
+    assert (whole(model, ids)[0, PROMPT] - whole(model, swapped)[0, PROMPT]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 39])
+@pytest.mark.parametrize("chunk", [1, 7, 30])
 def test_steps_and_chunks_equal_prefill(model: BaseModel, chunk: int) -> None:
     ids = ids_for(model)
     torch.testing.assert_close(read(model, ids, new_cache(model), chunk), whole(model, ids), **TOLERANCE)
@@ -73,21 +107,21 @@ def test_steps_and_chunks_equal_prefill(model: BaseModel, chunk: int) -> None:
 def test_last_is_the_final_row(model: BaseModel) -> None:
     ids = ids_for(model)
     final = model(ids, new_cache(model), last=True)
-    assert final.shape == (1, 1, model.args.vocab_size)
+    assert final.shape == (1, 1, VOCABULARY)
     torch.testing.assert_close(final, whole(model, ids)[:, -1:], **TOLERANCE)
 
 
 def test_cache_length(model: BaseModel) -> None:
-    cache = new_cache(model)
-    model(ids_for(model, 11), cache)
+    ids, cache = ids_for(model, TIME + 1), new_cache(model)
+    model(ids[:, :11], cache)
     assert cache.length == 11
-    model(ids_for(model, 1), cache)
+    model(ids[:, 11:12], cache)
     assert cache.length == 12
     shape = model.args.cache_shape
     assert cache.keys.shape == (shape.layers, 1, shape.kv_heads, TIME, shape.head_dim)
     assert cache.nbytes == 2 * cache.keys.numel() * 4
     with pytest.raises(ValueError, match="holds 40 positions, 41 are needed"):
-        model(ids_for(model, 29), cache)
+        model(ids[:, 12:], cache)
     assert cache.length == 12
 
 
@@ -95,7 +129,7 @@ def test_truncate_and_continue(model: BaseModel) -> None:
     ids, others = ids_for(model), ids_for(model, seed=4)
     cache = new_cache(model)
     model(ids[:, :20], cache)
-    model(others[:, :15], cache)
+    model(others[:, 20:35], cache)
     cache.truncate(20)
     torch.testing.assert_close(model(ids[:, 20:], cache), whole(model, ids)[:, 20:], **TOLERANCE)
 
@@ -130,10 +164,24 @@ def test_interrupted_forward_leaves_the_cache_usable(model: BaseModel) -> None:
 
     cache.on_layer = stop
     with pytest.raises(InterruptedError):
-        model(ids_for(model, 10, seed=5), cache)
+        model(ids_for(model, seed=5)[:, 20:30], cache)
     assert (layers, cache.length) == ([0, 1], 20)
     cache.on_layer = None
     torch.testing.assert_close(model(ids[:, 20:], cache), whole(model, ids)[:, 20:], **TOLERANCE)
+
+
+def test_interrupted_prompt_can_be_read_again(model: BaseModel) -> None:
+    cache = new_cache(model)
+
+    def stop(layer: int) -> None:
+        raise InterruptedError
+
+    cache.on_layer = stop
+    with pytest.raises(InterruptedError):
+        model(ids_for(model, seed=5), cache)
+    cache.on_layer = None
+    ids = ids_for(model)
+    assert torch.equal(model(ids, cache), whole(model, ids))
 
 
 def test_half_precision_cache(model: BaseModel) -> None:
@@ -141,6 +189,17 @@ def test_half_precision_cache(model: BaseModel) -> None:
     logits = read(model, ids, new_cache(model, dtype=torch.float16), 7)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, whole(model, ids), atol=3e-2, rtol=0)
+
+
+def test_weights_go_by_their_published_names(model: BaseModel) -> None:
+    """What a model writes, it would read: sanitize keeps the names of its own attributes."""
+    for name, tensor in model.state_dict().items():
+        assert model.sanitize(name, tensor)[0] == name
+
+
+def test_leftover_frequencies_are_ignored(model: BaseModel) -> None:
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "transformer.rotary_pos_emb.inv_freq"):
+        assert model.sanitize(name, torch.ones(4)) is None
 
 
 @pytest.mark.parametrize("capacity", [0, -1])

@@ -47,14 +47,76 @@ LLAMA = {
 }
 
 
+CHATGLM = {
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "hidden_size": 64,
+    "inner_hidden_size": 96,
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 320,
+    "layernorm_epsilon": 1e-5,
+    "max_sequence_length": 256,
+    "position_encoding_2d": True,
+    "mask_token_id": 310,
+    "gmask_token_id": 311,
+    "bos_token_id": 314,
+    "eos_token_id": 315,
+}
+CHATGLM2 = {
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "hidden_size": 64,
+    "ffn_hidden_size": 96,
+    "num_layers": 3,
+    "num_attention_heads": 8,
+    "kv_channels": 8,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "padded_vocab_size": 320,
+    "seq_length": 256,
+    "layernorm_epsilon": 1e-5,
+    "add_qkv_bias": True,
+    "add_bias_linear": False,
+    "rmsnorm": True,
+    "original_rope": True,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
+BLOOM = {
+    "architectures": ["BloomForCausalLM"],
+    "model_type": "bloom",
+    "hidden_size": 64,
+    "n_layer": 3,
+    "n_head": 8,
+    "vocab_size": 320,
+    "layer_norm_epsilon": 1e-5,
+    "eos_token_id": 2,
+}
+BAICHUAN_13B = {
+    "architectures": ["BaichuanForCausalLM"],
+    "model_type": "baichuan",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "vocab_size": 320,
+    "model_max_length": 256,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
+BAICHUAN_7B = BAICHUAN_13B | {"architectures": ["BaiChuanForCausalLM"], "max_position_embeddings": 256}
+
+
 def randomize(module: nn.Module, seed: int = 0) -> None:
     """Fills every parameter so that activations keep their size, biases and norms included."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
-            scale = 1.0 if "embed" in name else 1 / math.sqrt(parameter.shape[-1])
-            parameter.data = noise * scale
+            parameter.data = noise / math.sqrt(parameter.shape[-1])
         else:
             parameter.data = noise * 0.1 + (0.0 if name.endswith("bias") else 1.0)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ..base import CheckpointError
+from ..prompts import ChatHints
 from ..tokenizer import Tokenizer
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
@@ -28,6 +29,9 @@ class Checkpoint(Protocol):
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; raises CheckpointError where it has none."""
+
+    def chat_hints(self) -> ChatHints:
+        """What its files say about how it wants to be talked to."""
 
 
 FORMS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Checkpoint]], ...] = (

@@ -1,0 +1,144 @@
+"""Knowledge bases by name."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from chatapp.library import NAME_FILE, Library, LibraryError
+from tests.fakes import Gate, HashEmbeddings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "数据" / "kb"
+
+
+@pytest.fixture
+def library(folder: Path) -> Library:
+    return Library(folder, HashEmbeddings)
+
+
+def test_there_is_none_at_first(library: Library, folder: Path) -> None:
+    assert library.names() == [] and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Contracts", "合同与发票", "../../etc", "a/b\\c:*?", "CON", ".hidden", "😀", 'it\'s "quoted"', "x" * 80, "{0}"],
+)
+def test_any_name_is_kept_as_data_and_never_becomes_a_path(library: Library, folder: Path, name: str) -> None:
+    assert library.create(name) == name
+    (made,) = folder.iterdir()
+    assert made.name.isalnum() and library.open(name).folder == made
+    assert Library(folder, HashEmbeddings).names() == [name]
+
+
+def test_a_name_is_trimmed_and_composed(library: Library) -> None:
+    assert library.create("  two \t words\n") == "two words"
+    assert library.create("cafe\u0301") == "caf\u00e9"
+    with pytest.raises(LibraryError, match="already"):
+        library.create("caf\u00e9")
+
+
+def test_half_a_character_in_a_name(library: Library) -> None:
+    assert library.create("a\ud83d") == "a?"
+
+
+@pytest.mark.parametrize("name, reason", [("", "needs a name"), (" \n ", "needs a name"), ("x" * 81, "81.*80")])
+def test_a_name_that_can_not_be_is_a_sentence(library: Library, name: str, reason: str) -> None:
+    with pytest.raises(LibraryError, match=reason):
+        library.create(name)
+    assert library.names() == []
+
+
+def test_names_are_in_alphabetical_order(library: Library) -> None:
+    for name in ("banana", "Apple", "cherry"):
+        library.create(name)
+    assert library.names() == ["Apple", "banana", "cherry"]
+
+
+def test_an_unknown_name_is_a_sentence(library: Library) -> None:
+    with pytest.raises(LibraryError, match="no knowledge base named 'x'"):
+        library.open("x")
+
+
+def test_documents_are_there_after_a_restart(library: Library, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    library.open(library.create("docs")).ingest([tmp_path / "a.txt"])
+    again = Library(folder, HashEmbeddings).open("docs")
+    assert [passage.name for passage in again.search("rent")] == ["a.txt"]
+
+
+def test_one_knowledge_base_is_opened_once_and_embeddings_are_made_once(folder: Path) -> None:
+    made = []
+    library = Library(folder, lambda: made.append(1) or HashEmbeddings())
+    for name in ("a", "b"):
+        library.create(name)
+    assert made == []
+    assert library.open("a") is library.open("a") is not library.open("b")
+    assert made == [1]
+
+
+def test_embeddings_that_could_not_be_made_are_asked_for_again(folder: Path) -> None:
+    attempts = iter([RuntimeError("no network"), None])
+
+    def embeddings() -> HashEmbeddings:
+        if error := next(attempts):
+            raise error
+        return HashEmbeddings()
+
+    library = Library(folder, embeddings)
+    library.create("docs")
+    with pytest.raises(RuntimeError):
+        library.open("docs")
+    assert library.open("docs").documents() == []
+
+
+def test_a_knowledge_base_can_be_made_while_the_first_opening_waits_for_a_download(folder: Path) -> None:
+    gate = Gate()
+    library = Library(folder, lambda: gate() or HashEmbeddings())
+    library.create("first")
+    opening = threading.Thread(target=library.open, args=("first",), daemon=True)
+    opening.start()
+    gate.reached.wait(20)
+    library.create("second")
+    assert library.names() == ["first", "second"] and opening.is_alive()
+    gate.open()
+    opening.join(20)
+
+
+def test_threads_that_make_the_same_name_get_one_knowledge_base(library: Library) -> None:
+    refused = []
+
+    def create() -> None:
+        try:
+            library.create("same")
+        except LibraryError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 7 and library.names() == ["same"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'"text"', b'{"title": 1}', b'{"name": 5}', b"\xff\xfe"])
+def test_a_damaged_name_costs_the_name_and_nothing_else(
+    library: Library, folder: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    library.open(library.create("damaged")).ingest([tmp_path / "a.txt"])
+    (made,) = folder.iterdir()
+    library.create("fine")
+    (made / NAME_FILE).write_bytes(content)
+    again = Library(folder, HashEmbeddings)
+    assert set(again.names()) == {"fine", made.name}
+    assert [document.name for document in again.open(made.name).documents()] == ["a.txt"]
+
+
+def test_a_folder_that_a_kill_left_without_a_name_is_no_knowledge_base(library: Library, folder: Path) -> None:
+    (folder / "abc").mkdir(parents=True)
+    assert library.names() == []

@@ -15,13 +15,16 @@ from torch import nn
 from .base import BaseModel, CheckpointError
 from .cache import KVCache
 from .chat_formats import Facts, chat_formats, choose_format
-from .formats import Checkpoint, open_checkpoint
+from .formats import Checkpoint, Weight, open_checkpoint
+from .layers import Embedding
 from .prompts import ChatFormat, Message, Prompt
+from .quantize import PackedMatrix, QuantizedEmbedding, QuantizedLinear, quantize
 from .registry import Architecture, resolve
 from .tokenizer import Tokenizer
 
-#: What weights are stored in. int4 and int8 are not made yet.
-TIERS = {"fp32": torch.float32, "fp16": torch.float16}
+#: Bits of a weight in each tier.
+TIERS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+FLOATS = {32: torch.float32, 16: torch.float16}
 Progress = Callable[[int, int], None]
 
 
@@ -73,7 +76,8 @@ class LoadedModel:
 
     def new_cache(self, length: int | None = None) -> KVCache:
         """A cache for `length` positions (the whole window by default): fp16, or fp32 in tier fp32."""
-        return self.model.new_cache(length or self.context, TIERS[self.tier], self.device)
+        dtype = torch.float32 if self.tier == "fp32" else torch.float16
+        return self.model.new_cache(length or self.context, dtype, self.device)
 
 
 def load(
@@ -92,7 +96,7 @@ def load(
     text is one sentence, when the checkpoint can't be used.
     """
     if tier not in TIERS:
-        raise CheckpointError(f"Tier {tier!r} can't be made yet; {' and '.join(TIERS)} can.")
+        raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
     if adapter is not None:
         raise CheckpointError(f"Adapters can't be applied yet; merge {adapter} into its base checkpoint first.")
     if chat_format is not None and chat_format not in chat_formats():
@@ -116,41 +120,59 @@ def _empty(architecture: Architecture, config: dict[str, Any]) -> BaseModel:
         return module.Model(module.ModelArgs.from_dict(config))
 
 
-def _fill(
-    model: BaseModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None
-) -> None:
-    expected = dict(model.named_parameters())
+def _fill(model: BaseModel, checkpoint: Checkpoint, bits: int, device: torch.device, progress: Progress | None) -> None:
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    tokens = {module.num_embeddings for module in model.modules() if isinstance(module, Embedding)}
     missing = set(expected)
     done, total = 0, checkpoint.nbytes()
-    for name, tensor in checkpoint.tensors():
-        done += tensor.nbytes
+    for name, weight in checkpoint.tensors():
+        done += weight.nbytes
         if progress is not None:
             progress(min(done, total), total)
-        placed = model.sanitize(name, tensor)
+        placed = model.sanitize(name, weight)
         if placed is None:
             continue
-        name, tensor = placed
-        _check(name, tensor, expected, checkpoint)
-        _place(model, name, _stored(tensor, dtype).to(device))
+        name, weight = placed
+        _check(name, weight, expected, checkpoint)
+        # A row for each token: the embedding, or the head. INT4 would cost accuracy there.
+        own_bits = max(bits, 8) if weight.shape[0] in tokens else bits
+        _place(model, name, stored(weight, own_bits).to(device))
         missing.discard(name)
     if missing:
         shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(f"{len(missing)} tensors are missing in {checkpoint.path}: {shown}; download it again.")
 
 
-def _check(name: str, tensor: torch.Tensor, expected: dict[str, nn.Parameter], checkpoint: Checkpoint) -> None:
+def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
     if name not in expected:
         raise CheckpointError(f"{checkpoint.path} holds {name}, which its config.json has no place for.")
-    if tensor.shape != expected[name].shape:
-        shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
+    if weight.shape != expected[name]:
+        shapes = f"{list(weight.shape)} instead of {list(expected[name])}"
         raise CheckpointError(f"{name} in {checkpoint.path} has the shape {shapes}; config and weights don't match.")
+    if isinstance(weight, torch.Tensor) and not torch.isfinite(weight).all():
+        raise CheckpointError(f"{name} in {checkpoint.path} holds values that are not numbers; download it again.")
 
 
-def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Matrices in the tier's precision; norms and biases stay float32: they are small, and some are published so."""
-    return tensor.to(dtype if tensor.ndim > 1 else torch.float32)
+def stored(weight: Weight, bits: int) -> torch.Tensor | PackedMatrix:
+    """A weight as the tier keeps it: floats, or packed. What a file brings at these bits or fewer is taken as it is.
+
+    Norms and biases stay float32: they are small, and some are published so.
+    """
+    if len(weight.shape) < 2:
+        return weight.float()
+    if bits >= 16:
+        return (weight if isinstance(weight, torch.Tensor) else weight.dequantize()).to(FLOATS[bits])
+    if isinstance(weight, torch.Tensor):
+        return quantize(weight, bits)
+    return weight.pack() if weight.bits <= bits else quantize(weight.dequantize(), bits)
 
 
-def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
+def _place(model: nn.Module, name: str, weight: torch.Tensor | PackedMatrix) -> None:
+    path, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if isinstance(weight, torch.Tensor):
+        setattr(owner, attribute, nn.Parameter(weight, requires_grad=False))
+        return
+    swapped = QuantizedEmbedding(weight) if isinstance(owner, Embedding) else QuantizedLinear(weight, owner.bias)
+    parent, _, own = path.rpartition(".")
+    setattr(model.get_submodule(parent), own, swapped)

@@ -75,38 +75,71 @@ class PackedMatrix:
         return wide if minimums is None else wide + minimums.float()[..., None, :]
 
 
-def pack(bits: int, quants: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor | None = None) -> PackedMatrix:
-    """Lays out integers [rows, columns] (0 .. 15 for INT4, -127 .. 127 for INT8) with their scales [rows, groups]."""
-    rows, columns = quants.shape
-    padding = (0, -columns % GROUP, 0, -rows % ROWS)
-    whole = F.pad(quants.to(torch.uint8 if bits == 4 else torch.int8), padding)
-    grouped = whole.view(-1, ROWS, whole.shape[1] // GROUP, GROUP // LANE, LANE)
-    lanes = grouped.permute(0, 2, 3, 1, 4)  # [blocks, groups, 8 lanes, 8 rows, 4 columns]
-    if bits == 4:
-        first, second = lanes.chunk(2, dim=2)
-        lanes = first | second << 4
-    return PackedMatrix(
-        bits,
-        rows,
-        columns,
-        lanes.contiguous().view(torch.uint8),
-        _side_by_side(scales, rows),
-        None if minimums is None else _side_by_side(minimums, rows),
-    )
+@dataclass(frozen=True)
+class Quants:
+    """A quantized matrix as files bring it: integers [rows, columns] (0 .. 15 for INT4, signed for INT8) and float16
+    scales and minimums [rows, groups]. weight = integer * scale + minimum."""
+
+    bits: int
+    integers: torch.Tensor
+    scales: torch.Tensor
+    minimums: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.integers.shape
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.integers, self.scales, self.minimums) if part is not None)
+
+    def __getitem__(self, rows: torch.Tensor) -> Quants:
+        """These rows, in this order."""
+        minimums = None if self.minimums is None else self.minimums[rows]
+        return Quants(self.bits, self.integers[rows], self.scales[rows], minimums)
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [rows, columns]."""
+        return self.pack().dequantize()
+
+    def pack(self) -> PackedMatrix:
+        """The same numbers in the kernels' layout."""
+        rows, columns = self.integers.shape
+        padding = (0, -columns % GROUP, 0, -rows % ROWS)
+        whole = F.pad(self.integers.to(torch.uint8 if self.bits == 4 else torch.int8), padding)
+        grouped = whole.view(-1, ROWS, whole.shape[1] // GROUP, GROUP // LANE, LANE)
+        lanes = grouped.permute(0, 2, 3, 1, 4)  # [blocks, groups, 8 lanes, 8 rows, 4 columns]
+        if self.bits == 4:
+            first, second = lanes.chunk(2, dim=2)
+            lanes = first | second << 4
+        minimums = None if self.minimums is None else _side_by_side(self.minimums)
+        blocks = lanes.contiguous().view(torch.uint8)
+        return PackedMatrix(self.bits, rows, columns, blocks, _side_by_side(self.scales), minimums)
 
 
-def _side_by_side(values: torch.Tensor, rows: int) -> torch.Tensor:
+def _side_by_side(values: torch.Tensor) -> torch.Tensor:
     """[rows, groups] -> float16 [rows / 8, groups, 8]."""
-    whole = F.pad(values.to(torch.float16), (0, 0, 0, -rows % ROWS))
+    whole = F.pad(values.to(torch.float16), (0, 0, 0, -values.shape[0] % ROWS))
     return whole.view(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
+
+
+AT_ONCE = 2**22  #: weights that are quantized in one go: more would need more memory than the matrix itself
 
 
 def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:
     """The packed form nearest to a float matrix [rows, columns]."""
+    rows = max(AT_ONCE // (weight.shape[1] * ROWS), 1) * ROWS
+    parts = [_quantize_rows(part, bits) for part in weight.split(rows)]
+    blocks, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("blocks", "scales"))
+    minimums = None if parts[0].minimums is None else torch.cat([part.minimums for part in parts])
+    return PackedMatrix(bits, *weight.shape, blocks, scales, minimums)
+
+
+def _quantize_rows(weight: torch.Tensor, bits: int) -> PackedMatrix:
     groups = F.pad(weight.float(), (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
     fit = _fit_symmetric if bits == 8 else _fit_between
-    quants, scales, minimums = fit(groups)
-    return pack(bits, quants.flatten(1)[:, : weight.shape[1]], scales, minimums)
+    integers, scales, minimums = fit(groups)
+    return Quants(bits, integers.flatten(1)[:, : weight.shape[1]], scales, minimums).pack()
 
 
 def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -161,9 +194,9 @@ def _line(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 class QuantizedLinear(nn.Module):
-    """A Linear over a packed matrix. Without a kernel, or for many rows, the matrix is expanded for the product."""
+    """A Linear over a packed matrix."""
 
-    def __init__(self, weight: PackedMatrix, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: PackedMatrix, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
@@ -189,7 +222,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 def multiply(x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [.., columns] times the matrix's rows -> [.., rows]."""
+    """x [.., columns] times the matrix's rows -> [.., rows]. Where there is no kernel the matrix is expanded first."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and (fast := kernel()) is not None:
         return fast.multiply(x, weight, bias)
     return F.linear(x, weight.dequantize().to(x.dtype), bias)

@@ -10,9 +10,13 @@ import torch
 
 from ..base import CheckpointError
 from ..prompts import ChatHints
+from ..quantize import Quants
 from ..tokenizer import Tokenizer
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
+
+Weight = torch.Tensor | Quants
+"""A tensor as a file brings it: floats, or a matrix that is already quantized."""
 
 
 class Checkpoint(Protocol):
@@ -21,7 +25,7 @@ class Checkpoint(Protocol):
     path: Path
     config: dict[str, Any]  #: config.json, or its equivalent in the same terms
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Weight]]:
         """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""
 
     def nbytes(self) -> int:

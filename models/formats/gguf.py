@@ -15,11 +15,12 @@ from gguf import GGMLQuantizationType as QuantType
 
 from ..base import CheckpointError
 from ..prompts import ChatHints
+from ..quantize import Quants
 from ..tokenizer import PieceTokenizer, Tokenizer, byte_level_tokenizer
 from ..tokenizers import model_proto
 
 MAGIC = b"GGUF"
-READABLE = {QuantType.F32, QuantType.F16, QuantType.Q4_0, QuantType.Q4_1, QuantType.Q8_0}
+Weight = torch.Tensor | Quants
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Layout:
 
     config: Callable[[GGUFCheckpoint], dict[str, Any]]
     names: Mapping[str, str]  #: "blk.N." becomes the "N." of the pattern
-    restore: Callable[[str, torch.Tensor, Mapping[str, Any]], torch.Tensor]
+    restore: Callable[[str, Weight, Mapping[str, Any]], Weight]
 
 
 class GGUFCheckpoint:
@@ -59,22 +60,21 @@ class GGUFCheckpoint:
     def holds(self, name: str) -> bool:
         return name in self._tensors
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Weight]]:
         for name in self._tensors:
             renamed = self._rename(name)
             if renamed is not None:
                 yield renamed, self._layout.restore(renamed, self.read(name), self.config)
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor as float32, in torch's order of dimensions."""
+    def read(self, name: str) -> Weight:
+        """One tensor in torch's order of dimensions: float32, or quantized as the file has it."""
         tensor = self._tensors[name]
-        if tensor.tensor_type not in READABLE:
-            kinds = ", ".join(kind.name for kind in READABLE)
+        if tensor.tensor_type not in READERS:
+            kinds = ", ".join(kind.name for kind in READERS)
             raise CheckpointError(
                 f"{self.path.name} holds {name} as {tensor.tensor_type.name}, which can't be read yet; {kinds} can."
             )
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy: the mapped file is read-only
+        return READERS[tensor.tensor_type](tensor)
 
     def nbytes(self) -> int:
         return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
@@ -188,13 +188,56 @@ def _rope_scaling(file: GGUFCheckpoint) -> dict[str, Any] | None:
     return None if kind == "none" else {"rope_type": kind, "factor": file.value("{arch}.rope.scaling.factor")}
 
 
-def _llama_restore(name: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+def _llama_restore(name: str, weight: Weight, config: Mapping[str, Any]) -> Weight:
     """GGUF rotates neighbouring pairs, the Hugging Face form halves: the rows of q and k go back to their places."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     part = name.split(".")[-2] if "." in name else ""
     if part not in heads:
-        return tensor
-    return tensor.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).reshape(tensor.shape)
+        return weight
+    rows = torch.arange(weight.shape[0])
+    return weight[rows.view(heads[part], -1, 2).transpose(1, 2).flatten()]
+
+
+def _floats(tensor: gguf.ReaderTensor) -> torch.Tensor:
+    return torch.from_numpy(np.array(tensor.data, dtype=np.float32))  # a copy: the mapped file is read-only
+
+
+def _blocks(tensor: gguf.ReaderTensor, *fields: tuple[str, str, int]) -> dict[str, torch.Tensor]:
+    """The fields (name, type, count) of a quantized tensor's blocks of 32 weights, each [rows, blocks, count]."""
+    rows = tensor.data.shape[0] if tensor.data.ndim > 1 else 1
+    blocks = np.ascontiguousarray(tensor.data).view(np.dtype([(name, kind, (count,)) for name, kind, count in fields]))
+    blocks = blocks.reshape(rows, -1)
+    return {name: torch.from_numpy(np.ascontiguousarray(blocks[name])) for name, _, _ in fields}
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """[rows, blocks, 16] bytes, the low halves first -> integers [rows, columns]."""
+    return torch.cat((packed & 15, packed >> 4), dim=-1).flatten(1)
+
+
+def _q4_0(tensor: gguf.ReaderTensor) -> Quants:
+    parts = _blocks(tensor, ("scale", "<f2", 1), ("packed", "u1", 16))
+    scales = parts["scale"].squeeze(-1)
+    return Quants(4, _nibbles(parts["packed"]), scales, -8 * scales)  # exact: a power of two
+
+
+def _q4_1(tensor: gguf.ReaderTensor) -> Quants:
+    parts = _blocks(tensor, ("scale", "<f2", 1), ("minimum", "<f2", 1), ("packed", "u1", 16))
+    return Quants(4, _nibbles(parts["packed"]), parts["scale"].squeeze(-1), parts["minimum"].squeeze(-1))
+
+
+def _q8_0(tensor: gguf.ReaderTensor) -> Quants:
+    parts = _blocks(tensor, ("scale", "<f2", 1), ("integers", "i1", 32))
+    return Quants(8, parts["integers"].flatten(1), parts["scale"].squeeze(-1))
+
+
+READERS: Mapping[QuantType, Callable[[gguf.ReaderTensor], Weight]] = {
+    QuantType.F32: _floats,
+    QuantType.F16: _floats,
+    QuantType.Q4_0: _q4_0,
+    QuantType.Q4_1: _q4_1,
+    QuantType.Q8_0: _q8_0,
+}
 
 
 LLAMA_NAMES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -133,13 +134,17 @@ class Handlers:
 
     # Model
 
-    def choose_model(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
+    def choose_model(self, chosen: str | None, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
         """Loads a checkpoint of the list, or the folder or file that was pasted."""
+        pasted = (chosen or "").strip().strip('"')
+        if not pasted:  # the box was emptied
+            yield self._models(), *self.tick(request)
+            return
         known = {found.name: found.path for found in self._found()}
-        path = known.get(chosen) or Path(chosen.strip().strip('"')).expanduser()
-        name = chosen if chosen in known else checkpoints.name_of(path)
+        path = known.get(chosen) or Path(os.path.expanduser(pasted))
         yield gr.skip(), gr.skip(), gr.Timer(active=True)
         try:
+            name = chosen if chosen in known else checkpoints.name_of(path)
             self._chat.engine.load(self._startup.source(path, name))
         except EngineError as error:
             gr.Warning(str(error), duration=None)

@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 
 from filelock import FileLock, Timeout
 
+from chatapp.settings import Settings, SettingsError, parse
+from chatapp.store import Store, StoreError
+
 #: Seconds that open connections, and then a fetch, get to end.
 PATIENCE = 1.5
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    from chatapp.settings import SettingsError, parse
-    from chatapp.store import StoreError
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, cleaning up
     try:
         settings = parse(arguments, environment)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
-            return run(settings)
+            return run(settings, Store(settings.data / "conversations.db"))
     except KeyboardInterrupt:
         return 0
     except Timeout:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     return 1
 
 
-def run(settings) -> int:
+def run(settings: Settings, store: Store) -> int:
     # Uploads pass through a folder of our own, so that private documents don't stay in the system's temporary files.
     uploads = settings.data / "uploads"
     shutil.rmtree(uploads, ignore_errors=True)  # what a kill left of them
@@ -52,7 +52,6 @@ def run(settings) -> int:
     from chatapp.server import address, build, listen
     from chatapp.session import Chat
     from chatapp.startup import Startup
-    from chatapp.store import Store
     from chatapp.ui import mount
 
     listener = listen(settings)
@@ -62,7 +61,7 @@ def run(settings) -> int:
     engine = Engine()
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
-    chat = Chat(engine, library, Store(settings.data / "conversations.db"))
+    chat = Chat(engine, library, store)
     app = build(chat, mount(settings, chat, startup))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # In a thread: a handler deep in a document or a prompt can't hold up the end of the program then.

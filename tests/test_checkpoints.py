@@ -280,10 +280,10 @@ def test_folders_and_gguf_files_are_found_up_to_two_levels_down(tmp_path: Path) 
     make_folder(root / "a" / "b" / "too deep", "config.json")
     make_folder(root / "nothing", "readme.md")
     assert find([root]) == [
-        Found("SmolLM2.Q4_1", root / "SmolLM2" / "SmolLM2.Q4_1.gguf", family=""),
-        Found("THUDM/chatglm-6b", root / "THUDM" / "chatglm-6b", family=""),
-        Found("Tiny", root / "Tiny.gguf", family=""),
-        Found("百川", root / "百川", family=""),
+        Found("SmolLM2.Q4_1", root / "SmolLM2" / "SmolLM2.Q4_1.gguf"),
+        Found("THUDM/chatglm-6b", root / "THUDM" / "chatglm-6b"),
+        Found("Tiny", root / "Tiny.gguf"),
+        Found("百川", root / "百川"),
     ]
 
 

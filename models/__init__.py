@@ -4,7 +4,7 @@ from .base import CheckpointError
 from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .generate import End, Event, Read, Timings, Token, generate
-from .loader import LoadedModel, load, load_tokenizer
+from .loader import LoadedModel, family_of, load, load_tokenizer
 from .prompts import Prompt
 from .sampling import BadLogitsError, Sampling
 
@@ -19,8 +19,9 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
-    "fill_prompt",
     "chat_formats",
+    "family_of",
+    "fill_prompt",
     "generate",
     "load",
     "load_tokenizer",

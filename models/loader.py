@@ -15,7 +15,7 @@ from torch import nn
 from .base import BaseModel, CheckpointError
 from .cache import KVCache
 from .chat_formats import Facts, chat_formats, choose_format
-from .formats import Checkpoint, Weight, open_checkpoint
+from .formats import Checkpoint, Weight, glance, open_checkpoint
 from .layers import Embedding
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import PackedMatrix, QuantizedEmbedding, QuantizedLinear, quantize
@@ -107,6 +107,14 @@ def load(
     _fill(model, checkpoint, TIERS[tier], torch.device(device), progress)
     window = min(context or model.args.context, model.args.context)
     return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
+
+
+def family_of(path: str | Path) -> str:
+    """The family of a checkpoint, from a glance at it. Raises CheckpointError where none of ours can run it."""
+    try:
+        return resolve(glance(Path(path))).family
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror or error}).") from error
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

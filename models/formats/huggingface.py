@@ -29,6 +29,10 @@ class HuggingFaceCheckpoint:
     def recognises(path: Path) -> bool:
         return (path / "config.json").is_file()
 
+    @staticmethod
+    def glance(path: Path) -> dict[str, Any]:
+        return read_json(path / "config.json")
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for shard in self._shards():
             with _opened(shard) as file:

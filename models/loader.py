@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import kept
 from .base import BaseModel, CheckpointError
 from .cache import KVCache
 from .chat_formats import Facts, chat_formats, choose_format
 from .formats import Checkpoint, Weight, glance, open_checkpoint
+from .kept import Stored
 from .layers import Embedding
 from .prompts import ChatFormat, Message, Prompt
-from .quantize import PackedMatrix, QuantizedEmbedding, QuantizedLinear, quantize
+from .quantize import QuantizedEmbedding, QuantizedLinear, quantize
 from .registry import Architecture, resolve
 from .tokenizer import Tokenizer
 
@@ -88,12 +91,14 @@ def load(
     adapter: str | Path | None = None,
     progress: Progress | None = None,
     chat_format: str | None = None,
+    store: Path | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint (a Hugging Face folder or a GGUF file).
 
-    `context` narrows the window; `progress` is called with (bytes read, bytes in all); `chat_format` is a name of
-    `models.chat_formats()` in place of the one that config and tokenizer ask for. Raises CheckpointError, whose
-    text is one sentence, when the checkpoint can't be used.
+    `store` is a folder where the INT8 and INT4 tiers made from larger weights are kept. `context` narrows the window;
+    `progress` is called with (bytes read, bytes in all); `chat_format` is a name of `models.chat_formats()` in place of
+    the one that config and tokenizer ask for. Raises CheckpointError, whose text is one sentence, when the checkpoint
+    can't be used.
     """
     if tier not in TIERS:
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
@@ -104,7 +109,8 @@ def load(
     checkpoint = open_checkpoint(Path(path))
     architecture = resolve(checkpoint.config)
     model = _empty(architecture, checkpoint.config)
-    _fill(model, checkpoint, TIERS[tier], torch.device(device), progress)
+    for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
+        _place(model, name, weight.to(torch.device(device)))
     window = min(context or model.args.context, model.args.context)
     return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
 
@@ -128,7 +134,30 @@ def _empty(architecture: Architecture, config: dict[str, Any]) -> BaseModel:
         return module.Model(module.ModelArgs.from_dict(config))
 
 
-def _fill(model: BaseModel, checkpoint: Checkpoint, bits: int, device: torch.device, progress: Progress | None) -> None:
+def _kept_or_made(
+    model: BaseModel, checkpoint: Checkpoint, bits: int, store: Path | None, progress: Progress | None
+) -> Iterator[tuple[str, Stored]]:
+    """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and mapped from there."""
+    if store is None or bits >= 16 or checkpoint.quantized:
+        return _weights(model, checkpoint, bits, progress)
+    folder = kept.place(store, checkpoint, bits)
+    try:
+        return iter(list(kept.read(folder)))
+    except kept.DamagedError:
+        pass  # not made yet, or no longer whole
+    try:
+        kept.write(folder, _weights(model, checkpoint, bits, progress), bits)
+    except OSError as error:
+        message = f"{checkpoint.path.name} is not kept at INT{bits} ({error.strerror or error}): it loads slowly again."
+        warnings.warn(message, stacklevel=3)
+        return _weights(model, checkpoint, bits, progress)
+    return kept.read(folder)
+
+
+def _weights(
+    model: BaseModel, checkpoint: Checkpoint, bits: int, progress: Progress | None
+) -> Iterator[tuple[str, Stored]]:
+    """Each of the model's weights as the tier keeps it, one at a time; in the end all were there, and nothing else."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     tokens = {module.num_embeddings for module in model.modules() if isinstance(module, Embedding)}
     missing = set(expected)
@@ -143,8 +172,7 @@ def _fill(model: BaseModel, checkpoint: Checkpoint, bits: int, device: torch.dev
         name, weight = placed
         _check(name, weight, expected, checkpoint)
         # A row for each token: the embedding, or the head. INT4 would cost accuracy there.
-        own_bits = max(bits, 8) if weight.shape[0] in tokens else bits
-        _place(model, name, stored(weight, own_bits).to(device))
+        yield name, stored(weight, max(bits, 8) if weight.shape[0] in tokens else bits)
         missing.discard(name)
     if missing:
         shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
@@ -161,7 +189,7 @@ def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoin
         raise CheckpointError(f"{name} in {checkpoint.path} holds values that are not numbers; download it again.")
 
 
-def stored(weight: Weight, bits: int) -> torch.Tensor | PackedMatrix:
+def stored(weight: Weight, bits: int) -> Stored:
     """A weight as the tier keeps it: floats, or packed. What a file brings at these bits or fewer is taken as it is.
 
     Norms and biases stay float32: they are small, and some are published so.
@@ -175,7 +203,7 @@ def stored(weight: Weight, bits: int) -> torch.Tensor | PackedMatrix:
     return weight.pack() if weight.bits <= bits else quantize(weight.dequantize(), bits)
 
 
-def _place(model: nn.Module, name: str, weight: torch.Tensor | PackedMatrix) -> None:
+def _place(model: nn.Module, name: str, weight: Stored) -> None:
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
     if isinstance(weight, torch.Tensor):

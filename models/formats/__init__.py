@@ -24,12 +24,16 @@ class Checkpoint(Protocol):
 
     path: Path
     config: dict[str, Any]  #: config.json, or its equivalent in the same terms
+    quantized: bool  #: whether its matrices are already INT8 or INT4
 
     def tensors(self) -> Iterator[tuple[str, Weight]]:
         """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""
 
     def nbytes(self) -> int:
         """How many bytes `tensors` will read."""
+
+    def files(self) -> list[Path]:
+        """The files that the weights depend on."""
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; raises CheckpointError where it has none."""

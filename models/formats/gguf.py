@@ -86,6 +86,13 @@ class GGUFCheckpoint:
             )
         return READERS[tensor.tensor_type](tensor)
 
+    @property
+    def quantized(self) -> bool:
+        return any(READERS.get(tensor.tensor_type) not in (None, _floats) for tensor in self._tensors.values())
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
     def nbytes(self) -> int:
         return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
 

@@ -21,6 +21,8 @@ INDEX = "model.safetensors.index.json"
 
 
 class HuggingFaceCheckpoint:
+    quantized = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config: dict[str, Any] = read_json(path / "config.json")
@@ -41,6 +43,9 @@ class HuggingFaceCheckpoint:
 
     def nbytes(self) -> int:
         return sum(shard.stat().st_size for shard in self._shards())
+
+    def files(self) -> list[Path]:
+        return [self.path / "config.json", *self._shards()]
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path, self.config)

@@ -35,9 +35,13 @@ def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI
     label = translations if settings.lang == "auto" else CATALOGUE[settings.lang].__getitem__
 
     def add(app: FastAPI) -> FastAPI:
+        page = build(handlers, label)
+        # Gradio checks only in launched apps, and takes a mounted one for none, that a path which the browser names is
+        # an upload of its own: without this any file of the user could be asked for.
+        page.has_launched = True
         return gr.mount_gradio_app(
             app,
-            build(handlers, label),
+            page,
             path="/",
             server_name=settings.host,
             footer_links=[],
@@ -178,18 +182,17 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
 
     parts["text"].submit(
         handlers.send,
-        only("text", "messages", "conversation", "kept"),
-        only(*shown, "conversation", "conversations", "text", "kept"),
+        only("text", "messages", "conversation", "base"),
+        only(*shown, "conversation", "conversations", "text"),
         concurrency_limit=None,
         **quiet,
     )
     parts["text"].stop(handlers.stop, queue=False)
 
-    chosen = only(*shown, "conversation")
-    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"], parts["kept"]], **quiet)
-    parts["conversations"].input(
-        handlers.choose_conversation, only("conversations", "kept"), [*chosen, parts["kept"]], **quiet
-    )
+    chosen = only(*shown, "conversation", "text", "kept")
+    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"]], **quiet)
+    parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)
+    parts["conversation"].change(handlers.keep_conversation, only("conversation", "kept"), only("kept"), **quiet)
     parts["model"].input(handlers.choose_model, only("model"), [*only(*model, "state"), timer], **quiet)
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)

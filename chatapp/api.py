@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
-from knowledge import Passage
+from knowledge import KnowledgeBaseError, Passage
 from models import End, Token
 
 from .answering import Found, Question, answer, passage_data
-from .conversation import REPLY, Plan, QuestionTooLong, Turn
-from .engine import Engine, EngineError
+from .checkpoints import FetchError
+from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
+from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
 
 NOTHING_FOUND = "The documents do not say."
 
 
+#: The HTTP status of what can go wrong.
+STATUS: Mapping[type[Exception], int] = {
+    QuestionTooLong: 400,
+    LibraryError: 404,
+    EngineError: 503,
+    FetchError: 503,
+    KnowledgeBaseError: 503,
+}
+FAILURES = tuple(STATUS)
+CLIENT_GONE = 499
+
+Text = Annotated[str, AfterValidator(whole_characters)]
+
+
 class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class ChatRequest(BaseModel):
@@ -34,14 +54,16 @@ class ChatRequest(BaseModel):
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
-    knowledge_base: str | None = None
-    temperature: float | None = Field(None, ge=0)
+    knowledge_base: Text | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    max_tokens: int = Field(REPLY, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 
     def options(self) -> dict[str, Any]:
-        chosen = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        # Dividing by next to nothing gives infinities; what is meant is the likeliest token.
+        temperature = 0.0 if self.temperature is not None and self.temperature < 0.01 else self.temperature
+        chosen = {"temperature": temperature, "top_p": self.top_p, "seed": self.seed}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -54,41 +76,68 @@ def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
         return {"status": "ok", "model": {"name": status.name, "state": status.state, "message": status.message}}
 
     @app.post("/v1/chat/completions", response_model=None)
-    def chat(request: ChatRequest) -> StreamingResponse | JSONResponse:
+    async def chat(request: ChatRequest, connection: Request) -> StreamingResponse | JSONResponse:
+        if engine.status.state in ("empty", "failed"):
+            engine.loaded  # noqa: B018 - raises, saying why
+        question = await run_in_threadpool(_question, request, library)  # may open a knowledge base
         reply = _Reply(engine.status.name)
-        events = answer(engine, _question(request, library), reply.cancel)
+        events = answer(engine, question, reply.cancel)
         if request.stream:
-            return StreamingResponse(reply.lines(events), media_type="text/event-stream")
-        try:
-            reply.consume(events)
-        except (EngineError, QuestionTooLong) as error:
-            raise _refusal(error) from error
+            lines = _while_connected(connection, reply.cancel, reply.lines(events))
+            return StreamingResponse(lines, media_type="text/event-stream")
+        async for _ in _while_connected(connection, reply.cancel, reply.texts(events)):
+            pass
         return JSONResponse(reply.whole())
 
-    @app.exception_handler(HTTPException)
-    async def refused(_: object, error: HTTPException) -> JSONResponse:
-        return JSONResponse(_error(error.detail), error.status_code)
+    for failure, status in STATUS.items():
+        app.add_exception_handler(failure, partial(_refused, status))
+    app.add_exception_handler(Cancelled, partial(_refused, CLIENT_GONE))
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+async def _refused(status: int, _: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(_error(str(error), status), status)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    first, *_ = error.errors()
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse(_error(f"{place}: {first['msg']}" if place else first["msg"], 422), 422)
 
 
 def _question(request: ChatRequest, library: Library) -> Question:
     *earlier, last = request.messages
     if last.role != "user":
-        raise HTTPException(400, "The last message must be the user's.")
+        raise RequestValidationError([{"loc": ("body", "messages"), "msg": "The last message must be the user's."}])
     system = "\n\n".join(message.content for message in earlier if message.role == "system") or None
     history = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
+    base = library.open(request.knowledge_base) if request.knowledge_base else None
+    return Question(last.content, history, base, system, request.options(), request.max_tokens or REPLY)
+
+
+def _error(message: str, status: int) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+async def _while_connected(
+    connection: Request, cancel: threading.Event, steps: Generator[str, None, None]
+) -> AsyncIterator[str]:
+    """Blocking steps, cancelled as soon as the client goes away: a model may read for minutes and send nothing."""
+    watcher = asyncio.create_task(_cancel_when_gone(connection, cancel))
     try:
-        base = library.open(request.knowledge_base) if request.knowledge_base else None
-    except LibraryError as error:
-        raise HTTPException(404, str(error)) from error
-    return Question(last.content, history, base, system, request.options(), request.max_tokens)
+        async for step in iterate_in_threadpool(steps):
+            yield step
+    finally:
+        watcher.cancel()
+        cancel.set()
+        steps.close()
 
 
-def _refusal(error: EngineError | QuestionTooLong) -> HTTPException:
-    return HTTPException(503 if isinstance(error, EngineError) else 400, str(error))
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error"}}
+async def _cancel_when_gone(connection: Request, cancel: threading.Event) -> None:
+    while (await connection.receive())["type"] != "http.disconnect":
+        pass
+    cancel.set()
 
 
 class _Reply:
@@ -102,9 +151,12 @@ class _Reply:
         self._reason = "stop"
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
-    def consume(self, events: Iterator[Any]) -> None:
-        for event in events:
-            self._text.append(self._note(event))
+    def texts(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
+        """The text that each event adds, which is remembered too."""
+        with closing(events):
+            for event in events:
+                self._text.append(self._note(event))
+                yield self._text[-1]
 
     def whole(self) -> dict[str, Any]:
         message = {"role": "assistant", "content": "".join(self._text)}
@@ -117,19 +169,18 @@ class _Reply:
             "citations": self._citations(),
         }
 
-    def lines(self, events: Iterator[Any]) -> Iterator[str]:
+    def lines(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
         """Server-sent events; an error after the start becomes one too, since the status line is gone by then."""
         try:
             yield self._chunk({"role": "assistant", "content": ""})
-            for event in events:
-                if text := self._note(event):
+            for text in self.texts(events):
+                if text:
                     yield self._chunk({"content": text})
             yield self._chunk({}, finish_reason=self._reason, usage=self._usage, citations=self._citations())
-        except (EngineError, QuestionTooLong) as error:
-            yield _line(_error(str(error)))
-        finally:
-            self.cancel.set()  # also when the client went away
-            events.close()
+        except FAILURES as error:
+            yield _line(_error(str(error), STATUS[type(error)]))
+        except Cancelled:
+            return  # nobody is there to be told
         yield "data: [DONE]\n\n"
 
     def _note(self, event: Any) -> str:

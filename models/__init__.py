@@ -2,6 +2,7 @@
 
 from .base import CheckpointError
 from .fill import fill_prompt
+from .footprint import Footprint, footprint
 from .generate import End, Event, Read, Timings, Token, generate
 from .loader import LoadedModel, load, load_tokenizer
 from .prompts import Prompt
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "End",
     "Event",
+    "Footprint",
     "LoadedModel",
     "Prompt",
     "Read",
@@ -19,6 +21,7 @@ __all__ = [
     "Timings",
     "Token",
     "fill_prompt",
+    "footprint",
     "generate",
     "load",
     "load_tokenizer",

@@ -14,6 +14,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
     try:
         settings = parse(arguments, environment)
+        if settings.plan:
+            return print_plans(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
             return run(settings)
@@ -22,6 +24,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     except (SettingsError, OSError) as error:
         print(error)
     return 1
+
+
+def print_plans(settings) -> int:
+    from chatapp.overview import report
+
+    print(report(settings))
+    return 0
 
 
 def run(settings) -> int:

@@ -3,62 +3,92 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 from filelock import FileLock, Timeout
 
+from chatapp.settings import Settings, SettingsError, parse
+from chatapp.store import Store, StoreError
+
+#: Seconds that open connections, and then a fetch, get to end.
+PATIENCE = 1.5
+
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    from chatapp.settings import SettingsError, parse
-
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, cleaning up
     try:
         settings = parse(arguments, environment)
         if settings.plan:
             return print_plans(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
-            return run(settings)
+            return run(settings, Store(settings.data / "conversations.db"))
+    except KeyboardInterrupt:
+        return 0
     except Timeout:
-        print(f"Quatrain is already running on {settings.data}; use its window, or give another folder with --data.")
-    except (SettingsError, OSError) as error:
-        print(error)
+        sentence = (
+            f"Quatrain is already running on {settings.data}; use its window, or give another folder with --data."
+        )
+    except (SettingsError, StoreError) as error:
+        sentence = str(error)
+    except OSError as error:
+        place = error.filename or settings.data
+        sentence = f"{place} can't be written ({error.strerror or error}); give another folder with --data."
+    print(sentence, file=sys.stderr, flush=True)
     return 1
 
 
-def print_plans(settings) -> int:
+def print_plans(settings: Settings) -> int:
     from chatapp.overview import report
 
     print(report(settings))
     return 0
 
 
-def run(settings) -> int:
+def run(settings: Settings, store: Store) -> int:
     # Uploads pass through a folder of our own, so that private documents don't stay in the system's temporary files.
-    os.environ["GRADIO_TEMP_DIR"] = str(settings.data / "uploads")
+    uploads = settings.data / "uploads"
+    shutil.rmtree(uploads, ignore_errors=True)  # what a kill left of them
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     import uvicorn
 
     from chatapp.engine import Engine
     from chatapp.library import Library
-    from chatapp.server import build, free_port
+    from chatapp.server import address, build, listen
     from chatapp.session import Chat
     from chatapp.startup import Startup
-    from chatapp.store import Store
     from chatapp.ui import mount
 
-    port = free_port(settings)
+    listener = listen(settings)
+    port = listener.getsockname()[1]
     if port != settings.port:
         print(f"Port {settings.port} is busy; using {port}.")
     engine = Engine()
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
-    chat = Chat(engine, library, Store(settings.data / "conversations.db"))
+    chat = Chat(engine, library, store)
     app = build(chat, mount(settings, chat, startup))
-    startup.start()
-    print(f"Quatrain is at http://{settings.host}:{port}", flush=True)
-    uvicorn.run(app, host=settings.host, port=port, log_level="warning")
-    return 0
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    # In a thread: a handler deep in a document or a prompt can't hold up the end of the program then.
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    try:
+        serving.start()
+        startup.start()
+        print(f"Quatrain is at {address(settings.host, port)}", flush=True)
+        while serving.is_alive():
+            serving.join(0.5)  # Windows hears Ctrl+C between waits only
+    finally:
+        server.should_exit = True
+        serving.join(PATIENCE)
+        startup.stop(PATIENCE)
+    return 1  # the server has ended by itself, after logging why
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    status = main(sys.argv[1:], os.environ)
+    sys.stdout.flush()
+    os._exit(status)  # not sys.exit: it would wait for threads that still read; all that they acknowledged is on disk

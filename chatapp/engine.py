@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models import BadLogitsError, End, Event, LoadedModel, Sampling
+from models import BadLogitsError, End, Event, LoadedModel, Sampling, Token
 
 from .conversation import Plan
 
@@ -43,6 +43,9 @@ class Status:
     done: int = 0
     total: int = 0
     message: str = ""
+    family: str = ""
+    chat_format: str = ""  #: its title, such as "Llama 2 Chat"
+    base: bool = False  #: a base model: it continues text
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Source:
     path: Path
     tier: str = "fp16"
     context: int | None = None
+    chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
 
 
 class Engine:
@@ -72,6 +76,11 @@ class Engine:
         if self._loaded is None:
             raise EngineError(_WHY_EMPTY.get(self.status.state, self.status.message))
         return self._loaded
+
+    @property
+    def chat_format(self) -> str | None:
+        """The name of the chat format that the user chose; None is the checkpoint's own."""
+        return self._source.chat_format if self._source else None
 
     def load(self, source: Source) -> None:
         """Replaces the model once running replies are over, releasing the former one first.
@@ -93,14 +102,26 @@ class Engine:
         self.status = Status("loading", source.name)
         try:
             loaded = self._loader(source.path, tier=source.tier, context=source.context, progress=self._progress)
-            loaded.chat_format  # noqa: B018 - read now, so that a missing file is said before the first question
-            self._loaded, self._source = loaded, source
-            self.status = Status("ready", source.name)
+            self._talk(loaded.with_chat_format(source.chat_format), source)
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
             raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error
         finally:
             if self._loaded is None and self.status.state == "loading":  # an error that nobody foresaw goes on
                 self._failed(source, "the program failed; its console says how.")
+
+    def use_chat_format(self, name: str | None) -> None:
+        """Makes the model talk in another format; None is its own. Raises EngineError where it can't."""
+        with self._turn():
+            loaded, source = self.loaded, self._source
+            try:
+                self._talk(loaded.with_chat_format(name), replace(source, chat_format=name))
+            except models.CheckpointError as error:
+                raise EngineError(str(error)) from error
+
+    def _talk(self, loaded: LoadedModel, source: Source) -> None:
+        chat = loaded.chat_format  # reads the tokenizer: a missing file is said before the first question
+        self._loaded, self._source = loaded, source
+        self.status = Status("ready", source.name, family=loaded.family, chat_format=chat.title, base=chat.base)
 
     def _failed(self, source: Source, reason: str) -> str:
         sentence = f"{source.name} could not be loaded: {reason}"
@@ -137,7 +158,7 @@ class Engine:
             loaded, prompt.ids, sampling, cache, stop_ids=prompt.stop_ids, stop_texts=prompt.stop_texts
         )
         with closing(events):
-            for event in events:
+            for event in _as_shown(events, loaded.chat_format.shown):
                 yield event
                 if not isinstance(event, End):
                     _raise_if(cancel)
@@ -178,6 +199,22 @@ class Engine:
             with self._changed:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
+
+
+def _as_shown(events: Iterator[Event], shown: Callable[..., str]) -> Iterator[Event]:
+    """The events with the text that the format shows, such as ChatGLM-6B's full-width punctuation."""
+    text, given = "", 0
+    for event in events:
+        if isinstance(event, Token):
+            text += event.text
+            piece = shown(text, done=False)[given:]
+            given += len(piece)
+            yield replace(event, text=piece)
+        elif isinstance(event, End) and (rest := shown(text)[given:]):
+            yield Token(None, rest)
+            yield event
+        else:
+            yield event
 
 
 def _raise_if(cancel: threading.Event) -> None:

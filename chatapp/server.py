@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .api import add_routes
 from .session import Chat
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, is_loopback
 
-LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 PORTS_TRIED = 20
 
 
-class SameOrigin:
-    """Refuses requests that a page of another site made: their Origin is not the host that they were sent to.
+class ThisMachineOnly:
+    """Lets in what was sent to a name of this machine, and no page of another site.
 
-    Together with the check of Host this keeps foreign pages from reading or uploading anything (DNS rebinding, CSRF).
+    A page elsewhere that made its own name point here (DNS rebinding) sends a foreign Host, and one that posts here
+    (CSRF) a foreign Origin: together the checks keep such pages from reading or uploading anything.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            await PlainTextResponse("This page may not talk to Quatrain.", status_code=403)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        refusal = _refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
+        await (refusal or self._app)(scope, receive, send)
+
+
+def _refusal(headers: Headers) -> PlainTextResponse | None:
+    host, origins = headers.get("host", ""), headers.getlist("origin")
+    if not is_loopback(_split(host).hostname or ""):
+        return PlainTextResponse("Quatrain answers to the names of this machine only.", status_code=400)
+    if any(_split(origin).netloc != host for origin in origins):
+        return PlainTextResponse("This page may not talk to Quatrain.", status_code=403)
+    return None
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an origin or a host; empty ones for what is neither."""
+    try:
+        return urlsplit(address if "://" in address else f"//{address}")
+    except ValueError:
+        return urlsplit("")
 
 
 def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
@@ -43,20 +56,27 @@ def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
     app = FastAPI(title="Quatrain", docs_url=None, redoc_url=None, openapi_url=None)
     add_routes(app, chat.engine, chat.library)
     app = mount_page(app)
-    app.add_middleware(SameOrigin)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
+    app.add_middleware(ThisMachineOnly)
     return app
 
 
-def free_port(settings: Settings) -> int:
-    """The port asked for, or the next one that is free. Raises SettingsError if none near it is."""
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket on the port asked for, or on the next one that is free. Raises SettingsError if none is.
+
+    The socket is kept: a port that was only looked at could be taken while the page is being built.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     for port in range(settings.port, min(settings.port + PORTS_TRIED, 65536)):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.host, port))
-            except OSError:
-                continue
-        return port
-    raise SettingsError(f"Port {settings.port} and the {PORTS_TRIED - 1} after it are busy; give another with --port.")
+        try:
+            return socket.create_server((settings.host, port), family=family)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                raise SettingsError(f"--host {settings.host} is no address of this machine; use 127.0.0.1.") from error
+    raise SettingsError(
+        f"Port {settings.port} and the {PORTS_TRIED - 1} after it can't be had; give another with --port."
+    )
+
+
+def address(host: str, port: int) -> str:
+    """What to open in a browser."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

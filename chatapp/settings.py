@@ -42,7 +42,7 @@ class Settings:
     assume: str | None = None
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
+        if not is_loopback(self.host):
             raise SettingsError(f"--host {self.host} would open the app to the network; use 127.0.0.1.")
         if self.tier not in TIERS:
             raise SettingsError(f"--tier {self.tier} can't be had; choose from {', '.join(TIERS)}.")
@@ -115,7 +115,8 @@ def _path(text: str) -> Path:
         return Path(text)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address or a name, is this machine as only itself can reach it."""
     if host == "localhost":
         return True
     try:

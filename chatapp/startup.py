@@ -34,46 +34,69 @@ class Startup:
         self._say = say
         self._lock = threading.Lock()
         self._embeddings: LocalEmbeddings | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="startup", daemon=True)
         self.fetching = Fetching()
 
     def start(self) -> None:
-        threading.Thread(target=self.run, name="startup", daemon=True).start()
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Ends a fetch that is going on, so that neither pip nor its files outlive the app; waits for that at most."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def run(self) -> None:
-        self._load_model()
         try:
+            self._load_model()
             self.embeddings().embed_query("warm")  # imports and loads it before it is first needed
-        except checkpoints.FetchError as error:
+        except (checkpoints.FetchError, OSError, RuntimeError) as error:
             self._fail(error)
 
     def embeddings(self) -> LocalEmbeddings:
         """The embedded embedding model, fetched if need be. Raises FetchError."""
         with self._lock:
             if self._embeddings is None:
-                folder = checkpoints.ensure_embedder(self._settings.data, self._progress)
-                self._embeddings = LocalEmbeddings(folder)
+                self._embeddings = LocalEmbeddings(self._fetch(checkpoints.ensure_embedder))
             return self._embeddings
 
     def source(self, path: Path, name: str) -> Source:
-        """A checkpoint as the settings want it loaded."""
-        return Source(name, path, choose_tier(path, self._settings.tier), self._settings.context)
+        """A checkpoint as the settings want it loaded. Raises EngineError for what can't be a path."""
+        try:
+            tier = choose_tier(path, self._settings.tier)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise EngineError(f"This can't be a checkpoint's folder or .gguf file: {reason}.") from error
+        return Source(name, path, tier, self._settings.context)
 
     def _load_model(self) -> None:
+        """Loads the model asked for; one that fails to load is said. Raises FetchError if the default can't be had."""
+        path = self._settings.model or self._fetch(checkpoints.ensure_default_model)
         try:
-            path = self._settings.model or checkpoints.ensure_default_model(self._settings.data, self._progress)
             self._engine.load(self.source(path, checkpoints.name_of(path)))
             self._say(f"{checkpoints.name_of(path)} is ready.")
-        except (checkpoints.FetchError, EngineError) as error:
+        except EngineError as error:
             self._fail(error)
 
+    def _fetch(self, ensure: Callable[[Path, checkpoints.Progress], Path]) -> Path:
+        before = self.fetching
+        try:
+            path = ensure(self._settings.data, self._progress)
+        except checkpoints.FetchError:
+            self.fetching = before
+            raise
+        self.fetching = Fetching()
+        return path
+
     def _fail(self, error: Exception) -> None:
-        self.fetching = Fetching(failure=str(error))
-        self._say(str(error))
+        if not self._stopping.is_set():
+            self.fetching = Fetching(failure=str(error))
+            self._say(str(error))
 
     def _progress(self, name: str, done: int, total: int) -> None:
+        if self._stopping.is_set():
+            raise checkpoints.FetchError(f"{name} was not fetched: Quatrain is ending.")
         before, self.fetching = self.fetching, Fetching(name, done, total)
-        tenth = 10 * done // total
-        if before.name != name or tenth > 10 * before.done // total:
+        if before.name != name or 10 * done // total > 10 * before.done // total:
             self._say(f"Fetching {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-        if done == total:
-            self.fetching = Fetching()

@@ -1,10 +1,11 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .generate import End, Event, Read, Timings, Token, generate
-from .loader import LoadedModel, load, load_tokenizer
+from .loader import LoadedModel, family_of, load, load_tokenizer
 from .prompts import Prompt
 from .sampling import BadLogitsError, Sampling
 
@@ -20,6 +21,8 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "chat_formats",
+    "family_of",
     "fill_prompt",
     "footprint",
     "generate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,9 @@ from torch import nn
 
 from .base import BaseModel, CheckpointError
 from .cache import KVCache
-from .formats import Checkpoint, open_checkpoint
-from .prompts import ChatFormat, Message, Prompt, choose_format
+from .chat_formats import Facts, chat_formats, choose_format
+from .formats import Checkpoint, glance, open_checkpoint
+from .prompts import ChatFormat, Message, Prompt
 from .registry import Architecture, resolve
 from .tokenizer import Tokenizer
 
@@ -33,6 +35,7 @@ class LoadedModel:
     tier: str
     device: torch.device
     context: int
+    wanted_format: str | None = None  #: the chat format that the user chose; by default the checkpoint's
 
     @property
     def family(self) -> str:
@@ -48,7 +51,14 @@ class LoadedModel:
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        return choose_format(self.tokenizer)
+        """Raises CheckpointError where the wanted format needs control tokens that the tokenizer lacks."""
+        tokenizer, checkpoint = self.tokenizer, self.checkpoint
+        facts = Facts(self.architecture, checkpoint.config, tokenizer.controls, checkpoint.chat_hints())
+        return choose_format(facts, tokenizer, self.wanted_format)
+
+    def with_chat_format(self, name: str | None) -> LoadedModel:
+        """The same model talking in another format of `models.chat_formats()`; None is the checkpoint's own."""
+        return dataclasses.replace(self, wanted_format=name)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -59,7 +69,7 @@ class LoadedModel:
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """The ids of a conversation in the checkpoint's chat format, asking for a reply."""
         prompt = self.chat_format.render(messages, self.tokenizer)
-        return Prompt(prompt.ids, prompt.spans, prompt.stop_ids | self.stop_ids, prompt.stop_texts)
+        return dataclasses.replace(prompt, stop_ids=prompt.stop_ids | self.stop_ids)
 
     def new_cache(self, length: int | None = None) -> KVCache:
         """A cache for `length` positions (the whole window by default): fp16, or fp32 in tier fp32."""
@@ -73,22 +83,34 @@ def load(
     context: int | None = None,
     adapter: str | Path | None = None,
     progress: Progress | None = None,
+    chat_format: str | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint (a Hugging Face folder or a GGUF file).
 
-    `context` narrows the window; `progress` is called with (bytes read, bytes in all). Raises CheckpointError, whose
+    `context` narrows the window; `progress` is called with (bytes read, bytes in all); `chat_format` is a name of
+    `models.chat_formats()` in place of the one that config and tokenizer ask for. Raises CheckpointError, whose
     text is one sentence, when the checkpoint can't be used.
     """
     if tier not in TIERS:
         raise CheckpointError(f"Tier {tier!r} can't be made yet; {' and '.join(TIERS)} can.")
     if adapter is not None:
         raise CheckpointError(f"Adapters can't be applied yet; merge {adapter} into its base checkpoint first.")
+    if chat_format is not None and chat_format not in chat_formats():
+        raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
     checkpoint = open_checkpoint(Path(path))
     architecture = resolve(checkpoint.config)
     model = _empty(architecture, checkpoint.config)
     _fill(model, checkpoint, TIERS[tier], torch.device(device), progress)
     window = min(context or model.args.context, model.args.context)
-    return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window)
+    return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
+
+
+def family_of(path: str | Path) -> str:
+    """The family of a checkpoint, from a glance at it. Raises CheckpointError where none of ours can run it."""
+    try:
+        return resolve(glance(Path(path))).family
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror or error}).") from error
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -14,6 +14,8 @@ from chatapp.engine import Engine, Source
 from models import LoadedModel
 from models.base import BaseModel, CacheShape
 from models.cache import KVCache
+from models.prompts import ChatHints
+from models.registry import resolve
 
 
 class HashEmbeddings(Embeddings):
@@ -48,9 +50,10 @@ class ByteTokenizer:
 
     controls = {"<|im_start|>": IM_START, "<|im_end|>": IM_END}
     prefix_ids: Sequence[int] = ()
+    suffix_ids: Sequence[int] = ()
     eos_id = IM_END
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, after: str = "start") -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -111,13 +114,16 @@ class ByteCheckpoint:
     def tokenizer(self) -> ByteTokenizer:
         return ByteTokenizer()
 
+    def chat_hints(self) -> ChatHints:
+        return ChatHints(eos_ids=frozenset({IM_END}))
+
 
 def scripted(
     reply: str | Callable[[str], str] = "Hello!", context: int = 2048, before: Callable[[], None] = lambda: None
 ) -> LoadedModel:
     """A loaded model that gives this reply; `reply` may also be a function of the prompt."""
     model = ScriptedModel((lambda prompt: reply) if isinstance(reply, str) else reply, before)
-    return LoadedModel(model, None, ByteCheckpoint(), "fp32", torch.device("cpu"), context)
+    return LoadedModel(model, resolve({"model_type": "llama"}), ByteCheckpoint(), "fp32", torch.device("cpu"), context)
 
 
 def ready_engine(loaded: LoadedModel, name: str = "scripted") -> Engine:

@@ -24,7 +24,13 @@ ROOT = Path(__file__).parent.parent
 PDF = Path(__file__).parent / "data" / "pdf"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 #: No sandbox: CI runs as root. The others keep Chromium's own services from calling out.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SLOW_MACHINE = 120_000  # milliseconds: two busy cores read a thousand tokens in some seconds, but not always
 
 expect.set_options(timeout=SLOW_MACHINE)
@@ -150,7 +156,9 @@ def test_reply_grows_and_stop_ends_it_within_a_second(page: Page) -> None:
     ask(page, "Write a long story about a dragon who learns to sail, with many details.")
     expect(reply(page)).to_contain_text("dragon")
     early = reply(page).inner_text()
-    page.wait_for_function("early => document.querySelector('#messages .bot.message').innerText.length > early.length", arg=early)
+    page.wait_for_function(
+        "early => document.querySelector('#messages .bot.message').innerText.length > early.length", arg=early
+    )
     started = time.monotonic()
     stop_button(page).click()
     expect(page.locator("#progress")).to_contain_text("Stopped.")
@@ -224,7 +232,11 @@ def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: A
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for path, words in [(without_tokenizer, "tokenizer.json is missing"), (unknown, "mamba"), (tmp_path / "gone", "exist")]:
+    for path, words in [
+        (without_tokenizer, "tokenizer.json is missing"),
+        (unknown, "mamba"),
+        (tmp_path / "gone", "exist"),
+    ]:
         choice = page.locator("#model input")
         choice.fill(str(path))
         choice.press("Enter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import transformers
 from tokenizers import AddedToken
 
 import models
-from models.prompts import CHATML, FORMATS
+from models.chat_formats import CHATML, PLAIN, Facts, choose_format
+from models.prompts import ChatHints
 from models.tokenizer import FastTokenizer, PieceTokenizer, StreamDecoder, Tokenizer
 from tests.tiny import CHATML_CONTROLS, LLAMA, byte_level_tokenizer, piece_model
 
@@ -198,9 +200,7 @@ def test_spans_cover_each_message() -> None:
 
 
 def test_default_system_has_no_span() -> None:
-    chat = models.prompts.ChatFormat(
-        name="test", turns=CHATML.turns, reply=CHATML.reply, controls=CHATML.controls, default_system="Be kind."
-    )
+    chat = dataclasses.replace(CHATML, default_system="Be kind.")
     tokenizer = fast()
     prompt = chat.render(CONVERSATION[1:2], tokenizer)
     assert tokenizer.decode(prompt.ids).startswith("system\nBe kind.\nuser\n")
@@ -239,11 +239,12 @@ def test_without_control_tokens_text_is_continued(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "tokenizer.model").write_bytes(piece_model())
     tokenizer = models.load_tokenizer(tmp_path)
-    chat = models.prompts.choose_format(tokenizer)
-    assert chat is FORMATS["plain"]
+    chat = choose_format(Facts("llama", LLAMA, tokenizer.controls), tokenizer)
+    assert chat is PLAIN
     prompt = chat.render([{"role": "user", "content": "天气好"}], tokenizer)
     assert prompt.ids[:1] == [1]
     assert tokenizer.decode(prompt.ids).replace(" ", "") == "问：天气好\n答："
     assert prompt.stop_texts == ("\n问：",)
-    assert models.prompts.choose_format(fast()) is CHATML
+    ends = ChatHints(eos_ids=frozenset({fast().controls["<|im_end|>"]}))
+    assert choose_format(Facts("llama", LLAMA, fast().controls, ends), fast()) is CHATML
     assert set(CHATML.controls) < set(CHATML_CONTROLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+import models
 from knowledge import Ingested, KnowledgeBaseError
 
 from .. import checkpoints
@@ -26,6 +28,8 @@ from . import render
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
+
+ALL = "*"  #: every family
 
 Kept = dict[str, str | None]
 """What the browser remembers across a reload: {"conversation": id, "base": name}. A handler that has it as an output
@@ -57,7 +61,7 @@ class Handlers:
             self._conversations(kept.get("conversation"), language),
             self._bases(base, language),
             self._documents(base, (), language),
-            self._models(),
+            *self._models(language),
             self.state(request),
         )
 
@@ -133,20 +137,49 @@ class Handlers:
 
     # Model
 
-    def choose_model(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
-        """Loads a checkpoint of the list, or the folder or file that was pasted."""
+    def choose_model(self, chosen: str | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Loads a checkpoint of the list, or what was pasted as a path: family, model, format, state, timer."""
+        language = self.language(request)
+        pasted = (chosen or "").strip().strip('"')
+        if not pasted:  # the box was emptied
+            yield *self._models(language), *self.tick(request)
+            return
         known = {found.name: found.path for found in self._found()}
-        path = known.get(chosen) or Path(chosen.strip().strip('"')).expanduser()
-        name = chosen if chosen in known else checkpoints.name_of(path)
-        yield gr.skip(), gr.skip(), gr.Timer(active=True)
+        path = known.get(chosen) or Path(os.path.expanduser(pasted))
+        yield (*(gr.skip(),) * 4, gr.Timer(active=True))
         try:
+            name = chosen if chosen in known else checkpoints.name_of(path)
             self._chat.engine.load(self._startup.source(path, name))
         except EngineError as error:
             gr.Warning(str(error), duration=None)
-        yield self._models(), *self.tick(request)
+        yield *self._models(language), *self.tick(request)
 
-    def _models(self) -> Any:
-        return gr.update(choices=[found.name for found in self._found()], value=self._chat.engine.status.name or None)
+    def choose_family(self, family: str) -> Any:
+        """Shows the checkpoints of one family, or all."""
+        return gr.update(choices=[found.name for found in self._found() if family in (ALL, found.family)])
+
+    def choose_format(self, name: str, request: gr.Request) -> tuple[Any, str]:
+        """Makes the model talk in another chat format; if it can't, the former stays: format, state."""
+        try:
+            self._chat.engine.use_chat_format(name or None)
+        except EngineError as error:
+            gr.Warning(str(error), duration=None)
+        return self._formats(self.language(request)), self.state(request)
+
+    def _models(self, language: str) -> tuple[Any, Any, Any]:
+        """Family, model and chat format as they are now."""
+        found, status = self._found(), self._chat.engine.status
+        names = {**checkpoints.FAMILIES, "": say(language, "family_other")}
+        families = [(names[family], family) for family in names if any(family == each.family for each in found)]
+        family = gr.update(choices=[(say(language, "family_all"), ALL), *families], value=ALL)
+        model = gr.update(choices=[each.name for each in found], value=status.name or None)
+        return family, model, self._formats(language)
+
+    def _formats(self, language: str) -> Any:
+        rows = [(title, name) for name, title in models.chat_formats().items()]
+        return gr.update(
+            choices=[(say(language, "chat_format_own"), ""), *rows], value=self._chat.engine.chat_format or ""
+        )
 
     def _found(self) -> list[checkpoints.Found]:
         return checkpoints.find(self._settings.checkpoint_folders)

@@ -93,10 +93,15 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
     new_chat = gr.Button(label("new_chat"), variant="primary", size="md", elem_id="new-chat")
     conversations = gr.Radio([], label=label("conversations"), elem_id="conversations")
+    family = gr.Dropdown([], label=label("family"), interactive=True, elem_id="family")
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
     state = gr.HTML(elem_id="state")
+    with gr.Accordion(label("chat_format"), open=False, elem_id="format-section"):
+        chat_format = gr.Dropdown(
+            [], label=label("chat_format"), show_label=False, info=label("chat_format_info"), elem_id="format"
+        )
     base = gr.Dropdown([], label=label("base"), info=label("base_info"), interactive=True, elem_id="base")
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
@@ -108,7 +113,9 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     return {
         "new_chat": new_chat,
         "conversations": conversations,
+        "family": family,
         "model": model,
+        "chat_format": chat_format,
         "state": state,
         "base": base,
         "files": files,
@@ -156,11 +163,12 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         return [parts[name] for name in names]
 
     shown = ("messages", "sources", "progress")
+    model = ("family", "model", "chat_format")
     quiet = {"show_progress": "hidden"}
     page.load(
         handlers.open_page,
         only("kept"),
-        only(*shown, "conversations", "base", "documents", "model", "state"),
+        only(*shown, "conversations", "base", "documents", *model, "state"),
         **quiet,
     ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
     # Ticks while something is being fetched or loaded, then rests.
@@ -182,7 +190,9 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["conversations"].input(
         handlers.choose_conversation, only("conversations", "kept"), [*chosen, parts["kept"]], **quiet
     )
-    parts["model"].input(handlers.choose_model, only("model"), [*only("model", "state"), timer], **quiet)
+    parts["model"].input(handlers.choose_model, only("model"), [*only(*model, "state"), timer], **quiet)
+    parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
+    parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
     parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)
     parts["new_base"].submit(
         handlers.new_base, only("new_base", "kept"), only("base", "documents", "new_base", "kept"), **quiet

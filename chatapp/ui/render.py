@@ -119,7 +119,8 @@ def _left_out(reply: Reply, language: str) -> list[str]:
     if reply.plan is None:
         return []
     counts = {"dropped_turns": reply.plan.dropped_turns, "dropped_passages": reply.plan.dropped_passages}
-    return [say(language, key, count=count) for key, count in counts.items() if count]
+    left_out = [say(language, key, count=count) for key, count in counts.items() if count]
+    return [*left_out, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else left_out
 
 
 def engine_state(status: Status, fetching: Fetching, embedded: bool, language: str) -> str:
@@ -130,7 +131,8 @@ def engine_state(status: Status, fetching: Fetching, embedded: bool, language: s
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        lines = [say(language, "state_ready", name=escape(status.name))]
+        lines = [say(language, "state_ready", name=escape(status.name), format=escape(status.chat_format))]
+        lines += [say(language, "base_model")] if status.base else []
         lines += [say(language, "small_model")] if embedded else []
         lines += [f"⚠ {escape(fetching.failure)}"] if fetching.failure else []
         return "".join(f'<p class="hint">{line}</p>' for line in lines)

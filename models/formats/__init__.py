@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from ..base import CheckpointError
+from ..prompts import ChatHints
 from ..tokenizer import Tokenizer
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
@@ -29,19 +30,28 @@ class Checkpoint(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; raises CheckpointError where it has none."""
 
+    def chat_hints(self) -> ChatHints:
+        """What its files say about how it wants to be talked to."""
 
-FORMS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Checkpoint]], ...] = (
-    (GGUFCheckpoint.recognises, GGUFCheckpoint),
-    (HuggingFaceCheckpoint.recognises, HuggingFaceCheckpoint),
-)
+
+FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a checkpoint of any form; raises CheckpointError for a path that holds none."""
+    return _form(path)(path)
+
+
+def glance(path: Path) -> dict[str, Any]:
+    """As much of a config as names the architecture, quickly, for a list of many. Raises CheckpointError."""
+    return _form(path).glance(path)
+
+
+def _form(path: Path) -> type[GGUFCheckpoint] | type[HuggingFaceCheckpoint]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a .gguf file.")
-    for recognises, form in FORMS:
-        if recognises(path):
-            return form(path)
+    for form in FORMS:
+        if form.recognises(path):
+            return form
     what = "a folder without config.json or a .gguf file" if path.is_dir() else "neither a folder nor a .gguf file"
     raise CheckpointError(f"{path} is no checkpoint: it is {what}.")

@@ -14,7 +14,9 @@ import torch
 from gguf import GGMLQuantizationType as QuantType
 
 from ..base import CheckpointError
-from ..tokenizer import Tokenizer, byte_level_tokenizer
+from ..prompts import ChatHints
+from ..tokenizer import PieceTokenizer, Tokenizer, byte_level_tokenizer
+from ..tokenizers import model_proto
 
 MAGIC = b"GGUF"
 READABLE = {QuantType.F32, QuantType.F16, QuantType.Q4_0, QuantType.Q4_1, QuantType.Q8_0}
@@ -46,6 +48,16 @@ class GGUFCheckpoint:
     @staticmethod
     def recognises(path: Path) -> bool:
         return path.is_file() and path.suffix == ".gguf"
+
+    @staticmethod
+    def glance(path: Path) -> dict[str, Any]:
+        """What names the architecture, from the first bytes: reading the whole header takes seconds."""
+        with path.open("rb") as file:
+            start = file.read(512)
+        # Writers put general.architecture first: its name, its type (8 is text), the text's length, the text.
+        found = re.search(rb"general\.architecture\x08\0\0\0(.)\0{7}", start, re.DOTALL)
+        name = start[found.end() : found.end() + found[1][0]].decode("utf-8", "replace") if found else None
+        return {"model_type": name}
 
     def value(self, key: str, default: Any = None) -> Any:
         """A metadata value as a Python object; {arch} in the key stands for the architecture's name."""
@@ -79,20 +91,25 @@ class GGUFCheckpoint:
 
     def tokenizer(self) -> Tokenizer:
         kind = self.value("tokenizer.ggml.model")
-        if kind != "gpt2":
-            raise CheckpointError(
-                f"{self.path.name} carries a tokenizer of kind {kind!r}; only 'gpt2' can be read yet."
-            )
-        split = self.value("tokenizer.ggml.pre", "default")
-        adds_bos = self.value("tokenizer.ggml.add_bos_token", split == "llama-bpe")
-        return byte_level_tokenizer(
-            tokens=self.value("tokenizer.ggml.tokens"),
-            kinds=self.value("tokenizer.ggml.token_type"),
-            merges=self.value("tokenizer.ggml.merges"),
-            split=split,
-            bos_id=self.value("tokenizer.ggml.bos_token_id") if adds_bos else None,
-            eos_id=self.value("tokenizer.ggml.eos_token_id"),
+        if kind not in TOKENIZERS:
+            kinds = " and ".join(map(repr, TOKENIZERS))
+            raise CheckpointError(f"{self.path.name} carries a tokenizer of kind {kind!r}; {kinds} can be read.")
+        return TOKENIZERS[kind](self)
+
+    def chat_hints(self) -> ChatHints:
+        names = [self.value(f"general.{key}") for key in ("name", "basename", "finetune")]
+        eos = self.value("tokenizer.ggml.eos_token_id")
+        return ChatHints(
+            template=self.value("tokenizer.chat_template"),
+            special_tokens=self._special_tokens(),
+            names=tuple(name.lower() for name in [*names, self.path.stem] if name),
+            eos_ids=frozenset() if eos is None else frozenset({eos}),
         )
+
+    def _special_tokens(self) -> dict[str, str]:
+        tokens = self.value("tokenizer.ggml.tokens", [])
+        ids = {f"{name}_token": self.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+        return {name: tokens[number] for name, number in ids.items() if number is not None}
 
     def _rename(self, name: str) -> str | None:
         match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
@@ -115,6 +132,33 @@ def _open(path: Path) -> gguf.GGUFReader:
         raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again.") from error
 
 
+def _byte_level_tokenizer(file: GGUFCheckpoint) -> Tokenizer:
+    split = file.value("tokenizer.ggml.pre", "default")
+    adds_bos = file.value("tokenizer.ggml.add_bos_token", split in BOS_BY_DEFAULT)
+    return byte_level_tokenizer(
+        tokens=file.value("tokenizer.ggml.tokens"),
+        kinds=file.value("tokenizer.ggml.token_type"),
+        merges=file.value("tokenizer.ggml.merges"),
+        split=split,
+        bos_id=file.value("tokenizer.ggml.bos_token_id") if adds_bos else None,
+        eos_id=file.value("tokenizer.ggml.eos_token_id"),
+    )
+
+
+def _piece_tokenizer(file: GGUFCheckpoint) -> Tokenizer:
+    """The sentencepiece model that the file was made from, put together again."""
+    tokens, scores, kinds = (file.value(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    proto = model_proto.build(
+        zip(tokens, scores, kinds, strict=True),
+        bos_id=file.value("tokenizer.ggml.bos_token_id", 1),
+        eos_id=file.value("tokenizer.ggml.eos_token_id", 2),
+        dummy_prefix=file.value("tokenizer.ggml.add_space_prefix", True),
+    )
+    return PieceTokenizer(proto, adds_bos=file.value("tokenizer.ggml.add_bos_token", True))
+
+
+TOKENIZERS = {"gpt2": _byte_level_tokenizer, "llama": _piece_tokenizer}
+BOS_BY_DEFAULT = {"llama-bpe"}  #: byte-level tokenizers that start with <s> where the file doesn't say
 IGNORED = {"rope_freqs.weight"}  # read into the config
 
 

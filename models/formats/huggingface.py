@@ -12,8 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..base import CheckpointError
+from ..prompts import ChatHints
 from ..tokenizer import Tokenizer, read_tokenizer
+from ..tokenizers.reading import read_settings
 
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 INDEX = "model.safetensors.index.json"
 
 
@@ -26,6 +29,10 @@ class HuggingFaceCheckpoint:
     def recognises(path: Path) -> bool:
         return (path / "config.json").is_file()
 
+    @staticmethod
+    def glance(path: Path) -> dict[str, Any]:
+        return read_json(path / "config.json")
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for shard in self._shards():
             with _opened(shard) as file:
@@ -37,6 +44,29 @@ class HuggingFaceCheckpoint:
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path, self.config)
+
+    def chat_hints(self) -> ChatHints:
+        settings = read_settings(self.path / "tokenizer_config.json")
+        generation = read_settings(self.path / "generation_config.json")
+        eos = generation.get("eos_token_id", self.config.get("eos_token_id"))
+        names = (self.config.get("_name_or_path"), settings.get("name_or_path"), self.path.resolve().name)
+        return ChatHints(
+            template=self._template(settings),
+            special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
+            names=tuple(name.lower() for name in names if name),
+            eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+            generation=generation,
+        )
+
+    def _template(self, settings: dict[str, Any]) -> str | None:
+        """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8", errors="replace")
+        found = settings.get("chat_template")
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        return found
 
     def _shards(self) -> list[Path]:
         """The weight files; the index says which where there is one, since folders may hold others beside them."""
@@ -54,6 +84,10 @@ class HuggingFaceCheckpoint:
                 f"No weights (*.safetensors) are in {self.path}; download them from the same repository."
             )
         return shards
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token["content"] if isinstance(token, dict) else token
 
 
 @contextmanager

@@ -1,0 +1,241 @@
+"""What happens behind the page after a start."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatapp import checkpoints, startup
+from chatapp.checkpoints import FetchError
+from chatapp.engine import Engine, EngineError
+from chatapp.settings import Settings, parse
+from chatapp.startup import Fetching, Startup
+from models import CheckpointError, LoadedModel
+from tests.fakes import Gate, HashEmbeddings, scripted
+
+NO_MODEL = FetchError("SmolLM2 could not be fetched.")
+NO_EMBEDDER = FetchError("e5 could not be fetched.")
+
+
+class Embeddings(HashEmbeddings):
+    """Stands for LocalEmbeddings: remembers which folder it was made with and whether it was warmed."""
+
+    made: list[Any] = []
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.asked: list[str] = []
+        self.made.append(self)
+
+    def embed_query(self, text: str) -> list[float]:
+        self.asked.append(text)
+        return super().embed_query(text)
+
+
+@pytest.fixture(autouse=True)
+def embeddings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setattr(Embeddings, "made", [])
+    monkeypatch.setattr(startup, "LocalEmbeddings", Embeddings)
+    return Embeddings.made
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Decides how fetching ends: with a path, or with an error; returns what is asked for, in order."""
+
+    def set_up(model: Path | Exception = Path("m.gguf"), embedder: Path | Exception = Path("e5")) -> list[str]:
+        asked: list[str] = []
+
+        def ending(name: str, result: Path | Exception) -> Callable[..., Path]:
+            def ensure(data: Path, progress: checkpoints.Progress) -> Path:
+                asked.append(name)
+                for done in (0, 1, 50, 51, 100, 100, 100):
+                    progress(name, done * 1_000_000, 100_000_000)
+                if isinstance(result, Exception):
+                    raise result
+                return result
+
+            return ensure
+
+        monkeypatch.setattr(checkpoints, "ensure_default_model", ending("model", model))
+        monkeypatch.setattr(checkpoints, "ensure_embedder", ending("embedder", embedder))
+        return asked
+
+    return set_up
+
+
+def settings(tmp_path: Path, *arguments: str) -> Settings:
+    return parse(["--data", str(tmp_path), *arguments], {})
+
+
+def engine_with(loaded: LoadedModel | Exception) -> Engine:
+    def load(path: Path, **options: Any) -> LoadedModel:
+        if isinstance(loaded, Exception):
+            raise loaded
+        return loaded
+
+    return Engine(load)
+
+
+def test_both_models_are_fetched_loaded_and_warmed(
+    tmp_path: Path, fetch: Callable[..., list[str]], embeddings: list[Any], said: list[str]
+) -> None:
+    asked, engine = fetch(), engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine, said.append)
+    begun.run()
+    assert asked == ["model", "embedder"]
+    assert (engine.status.state, engine.status.name) == ("ready", "m")
+    assert (embeddings[0].folder, embeddings[0].asked) == (Path("e5"), ["warm"])
+    assert begun.embeddings() is embeddings[0] and len(embeddings) == 1
+    assert begun.fetching == Fetching()
+
+
+def test_progress_is_said_at_each_tenth_and_once(
+    tmp_path: Path, fetch: Callable[..., list[str]], said: list[str]
+) -> None:
+    fetch()
+    Startup(settings(tmp_path), engine_with(scripted()), said.append).run()
+    assert [line for line in said if "Fetching model" in line] == [
+        "Fetching model: 0 of 100 MB",
+        "Fetching model: 50 of 100 MB",
+        "Fetching model: 100 of 100 MB",
+    ]
+    assert "m is ready." in said
+
+
+def test_the_page_sees_how_much_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    begun = Startup(settings(tmp_path), engine_with(scripted()), lambda line: None)
+
+    def ensure(data: Path, progress: checkpoints.Progress) -> Path:
+        progress("model", 30, 100)
+        seen.append(begun.fetching)
+        return Path("m.gguf")
+
+    monkeypatch.setattr(checkpoints, "ensure_default_model", ensure)
+    monkeypatch.setattr(checkpoints, "ensure_embedder", lambda data, progress: Path("e5"))
+    begun.run()
+    assert seen == [Fetching("model", 30, 100)] and begun.fetching == Fetching()
+
+
+def test_without_network_one_sentence_is_said_and_shown(
+    tmp_path: Path, fetch: Callable[..., list[str]], said: list[str]
+) -> None:
+    asked, engine = fetch(model=NO_MODEL, embedder=NO_EMBEDDER), engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine, said.append)
+    begun.run()
+    assert asked == ["model"]  # the same index would not answer for the other one
+    assert [line for line in said if "Fetching" not in line] == [str(NO_MODEL)]
+    assert begun.fetching == Fetching(failure=str(NO_MODEL))
+    assert engine.status.state == "empty"
+
+
+def test_an_embedder_that_is_missing_does_not_stop_the_chat(
+    tmp_path: Path, fetch: Callable[..., list[str]], said: list[str]
+) -> None:
+    fetch(embedder=NO_EMBEDDER)
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine, said.append)
+    begun.run()
+    assert engine.status.state == "ready"
+    assert begun.fetching == Fetching(failure=str(NO_EMBEDDER)) and str(NO_EMBEDDER) in said
+    with pytest.raises(FetchError, match="e5"):
+        begun.embeddings()
+    assert begun.fetching == Fetching(failure=str(NO_EMBEDDER))
+    fetch()
+    assert begun.embeddings().folder == Path("e5")  # as soon as there is a network
+    assert begun.fetching == Fetching()
+
+
+def test_an_embedder_that_can_not_be_read_is_said(
+    tmp_path: Path, fetch: Callable[..., list[str]], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Embeddings, text: str) -> None:
+        raise OSError("model.safetensors is damaged")
+
+    fetch()
+    monkeypatch.setattr(Embeddings, "embed_query", broken)
+    begun = Startup(settings(tmp_path), engine_with(scripted()), said.append)
+    begun.run()
+    assert begun.fetching.failure == "model.safetensors is damaged" and begun.fetching.failure in said
+
+
+def test_the_model_asked_for_is_loaded_instead_of_the_default(
+    tmp_path: Path, fetch: Callable[..., list[str]], said: list[str]
+) -> None:
+    asked, engine = fetch(), engine_with(scripted())
+    Startup(settings(tmp_path, "--model", str(tmp_path / "模型")), engine, said.append).run()
+    assert asked == ["embedder"] and engine.status.name == "模型"
+
+
+def test_a_model_that_does_not_load_is_said_and_documents_still_work(
+    tmp_path: Path, fetch: Callable[..., list[str]], embeddings: list[Any], said: list[str]
+) -> None:
+    fetch()
+    engine = engine_with(CheckpointError("config.json is missing in /x."))
+    Startup(settings(tmp_path, "--model", "/x"), engine, said.append).run()
+    assert "x could not be loaded: config.json is missing in /x." in said
+    assert engine.status.state == "failed" and embeddings[0].asked == ["warm"]
+
+
+def test_a_source_follows_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    chosen = Startup(settings(tmp_path, "--context", "512"), Engine()).source(tmp_path / "small.gguf", "small")
+    assert (chosen.name, chosen.tier, chosen.context) == ("small", "fp32", 512)
+    asked = Startup(settings(tmp_path, "--tier", "fp16"), Engine()).source(tmp_path / "small.gguf", "small")
+    assert asked.tier == "fp16"
+
+
+def test_a_large_checkpoint_is_kept_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatapp.planner.SMALL", 10)
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"123456")
+    assert Startup(settings(tmp_path), Engine()).source(tmp_path, "large").tier == "fp16"
+
+
+def test_what_can_not_be_a_path_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="can't be a checkpoint"):
+        Startup(settings(tmp_path), Engine()).source(Path("a whole text pasted by mistake " * 200), "x")
+
+
+def test_a_link_to_nowhere_inside_a_checkpoint_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(EngineError, match="No such file"):
+        Startup(settings(tmp_path), Engine()).source(tmp_path, "x")
+
+
+def test_stopping_ends_a_fetch_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    gate, ended = Gate(), threading.Event()
+
+    def ensure(data: Path, progress: checkpoints.Progress) -> Path:
+        try:
+            gate()
+            progress("model", 0, 100)
+        finally:
+            ended.set()
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(checkpoints, "ensure_default_model", ensure)
+    begun = Startup(settings(tmp_path), Engine(), said.append)
+    begun.start()
+    gate.reached.wait(20)
+    begun.stop(0)
+    gate.open()
+    begun.stop(20)
+    assert ended.is_set() and said == []
+
+
+def test_stopping_before_starting_is_possible(tmp_path: Path) -> None:
+    begun = Startup(settings(tmp_path), Engine())
+    begun.stop(0)
+    assert begun.fetching == Fetching()

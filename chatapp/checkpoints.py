@@ -258,4 +258,4 @@ def _relative_name(path: Path, folder: Path) -> str:
 
 def name_of(path: Path) -> str:
     """What a checkpoint is called: its folder's name, or its file's without .gguf."""
-    return path.stem if path.suffix == ".gguf" else path.resolve().name
+    return path.stem if path.suffix == ".gguf" else Path(os.path.abspath(path)).name

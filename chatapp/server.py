@@ -8,15 +8,31 @@ from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api import add_routes
 from .session import Chat
 from .settings import Settings, SettingsError, is_loopback
 
 PORTS_TRIED = 20
+
+#: A reply is written after reading the user's documents, and these may hold orders. An image at another site, or a form
+#: to it, would carry what it says away; so the page loads from here only, and no other page may frame it.
+POLICY = "; ".join(
+    [
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "frame-src 'self'",
+        "form-action 'self'",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "frame-ancestors 'none'",
+    ]
+)
 
 
 class ThisMachineOnly:
@@ -31,7 +47,16 @@ class ThisMachineOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = _refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
-        await (refusal or self._app)(scope, receive, send)
+        await (refusal or self._app)(scope, receive, _with_policy(send))
+
+
+def _with_policy(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["content-security-policy"] = POLICY
+        await send(message)
+
+    return sending
 
 
 def _refusal(headers: Headers) -> PlainTextResponse | None:

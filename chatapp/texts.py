@@ -28,8 +28,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "documents": "Documents",
         "documents_none": "Nothing here yet. Add files above, then ask about them.",
         "message_hint": "Ask anything. Enter sends, Shift+Enter makes a new line.",
-        "send": "Send",
-        "stop": "Stop",
         "chat": "Chat",
         "empty": (
             "### What would you like to know?\n\nChat with the model on this machine, or add documents "
@@ -41,6 +39,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "page_short": "p. {page}",
         "score": "score {score}",
         "nothing_found": "The documents do not say anything on this.",
+        "unanswered": "There is no reply.",
         "state_empty": "No model is loaded.",
         "state_loading": "Loading {name} …",
         "state_ready": "{name} is ready. Chat format: {format}.",
@@ -83,8 +82,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "documents": "文档",
         "documents_none": "还没有文档。请在上方添加文件，然后提问。",
         "message_hint": "请输入问题。回车发送，Shift+回车换行。",
-        "send": "发送",
-        "stop": "停止",
         "chat": "聊天",
         "empty": "### 想了解什么？\n\n与本机上的模型对话，或添加文档后提问。\n您输入的内容不会离开这台电脑。",
         "sources": "来源",
@@ -93,6 +90,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "page_short": "第 {page} 页",
         "score": "相似度 {score}",
         "nothing_found": "文档中没有相关内容。",
+        "unanswered": "没有回答。",
         "state_empty": "尚未加载模型。",
         "state_loading": "正在加载 {name} …",
         "state_ready": "{name} 已就绪，对话格式：{format}。",

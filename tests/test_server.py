@@ -152,6 +152,13 @@ def test_a_foreign_host_may_not_open_a_websocket(port: int) -> None:
     assert refused.value.response.status_code == 400
 
 
+def test_the_page_may_load_from_here_only_and_not_be_framed(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/health")
+    policy = connection.getresponse().headers["content-security-policy"].split("; ")
+    assert {"img-src 'self' data: blob:", "form-action 'self'", "frame-ancestors 'none'"} <= set(policy)
+
+
 # Ports
 
 

@@ -151,7 +151,7 @@ class Handlers:
             name = chosen if chosen in known else checkpoints.name_of(path)
             self._chat.engine.load(self._startup.source(path, name))
         except EngineError as error:
-            gr.Warning(str(error), duration=None)
+            _warn(error)
         yield *self._models(language), *self.tick(request)
 
     def choose_family(self, family: str) -> Any:
@@ -163,7 +163,7 @@ class Handlers:
         try:
             self._chat.engine.use_chat_format(name or None)
         except EngineError as error:
-            gr.Warning(str(error), duration=None)
+            _warn(error)
         return self._formats(self.language(request)), self.state(request)
 
     def _models(self, language: str) -> tuple[Any, Any, Any]:
@@ -195,7 +195,7 @@ class Handlers:
         try:
             base = self._chat.library.create(name)
         except LibraryError as error:
-            gr.Warning(str(error))
+            _warn(error)
             return (*(gr.skip(),) * 3, kept)
         return self._bases(base, language), self._documents(base, (), language), "", {**kept, "base": base}
 
@@ -223,7 +223,7 @@ class Handlers:
                 else:
                     outcomes = step
         except (LibraryError, FetchError, KnowledgeBaseError, OSError) as error:
-            gr.Warning(str(error), duration=None)
+            _warn(error)
         finally:
             for path, _ in files:  # the knowledge base has its own copy
                 Path(path).unlink(missing_ok=True)
@@ -274,6 +274,11 @@ def _watched(work: Callable[[Callable[..., None]], list[Ingested]]) -> Iterator[
             if latest is not None:
                 yield latest
         yield future.result()
+
+
+def _warn(error: Exception) -> None:
+    """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
+    gr.Warning(render.escape(str(error)), duration=None)
 
 
 def _busy() -> Any:

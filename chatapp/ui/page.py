@@ -35,9 +35,13 @@ def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI
     label = translations if settings.lang == "auto" else CATALOGUE[settings.lang].__getitem__
 
     def add(app: FastAPI) -> FastAPI:
+        page = build(handlers, label)
+        # Gradio checks only in launched apps, and takes a mounted one for none, that a path which the browser names is
+        # an upload of its own: without this any file of the user could be asked for.
+        page.has_launched = True
         return gr.mount_gradio_app(
             app,
-            build(handlers, label),
+            page,
             path="/",
             server_name=settings.host,
             footer_links=[],

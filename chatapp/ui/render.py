@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +14,19 @@ from ..startup import Fetching
 from ..store import StoredMessage
 from ..texts import say
 
-#: Characters that Markdown or LaTeX would act on, even inside HTML.
-ACTIVE = re.compile(r"[\\`*_$\[\]|~^]")
+#: Characters that HTML, Markdown or LaTeX would act on wherever they stand.
+ACTIVE = re.compile(r"[&<>\"'\\`*_$\[\]|~^]")
+#: Those and what makes headings, lists, rules and links of a text that was typed.
+TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
+SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
+FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 PARAGRAPH = re.compile(r"\n\s*\n")
 
 
-def escape(text: str) -> str:
+def escape(text: str, active: re.Pattern[str] = ACTIVE) -> str:
     """Text for HTML that a Markdown renderer passes on: nothing in it acts, line ends stay."""
-    lines = html.escape(text).replace("\r\n", "\n").replace("\n", "<br>")
-    return ACTIVE.sub(lambda match: f"&#{ord(match[0])};", lines)
+    inert = active.sub(lambda match: f"&#{ord(match[0])};", text)
+    return inert.replace("\r\n", "\n").replace("\n", "<br>")
 
 
 def flowing(text: str) -> str:
@@ -43,30 +46,46 @@ def messages(stored: Sequence[StoredMessage], language: str) -> list[dict[str, s
     return [
         {"role": message.role, "content": user(message.content)}
         if message.role == "user"
-        else {"role": "assistant", "content": assistant(message.content, message.sources, language)}
+        else {"role": "assistant", "content": _stored_reply(message, language)}
         for message in stored
     ]
 
 
 def user(text: str) -> str:
-    """What the user typed, shown as typed."""
-    return escape(text)
+    """What the user typed, shown as typed, spaces included."""
+    return SPACES.sub(lambda match: "&nbsp;" * len(match[0].expandtabs(4)), escape(text, TYPED))
+
+
+def _stored_reply(message: StoredMessage, language: str) -> str:
+    """A reply on disk; one that failed or was stopped before its first word says so."""
+    return assistant(message.content or f"*{say(language, 'unanswered')}*", message.sources, language)
 
 
 def reply_message(reply: Reply, language: str) -> dict[str, str]:
     """A growing reply for the chat component."""
     text = reply.text or ("" if reply.state in ("done", "stopped", "failed") else "…")
-    if reply.nothing_found:
+    if reply.nothing_found and not reply.text:
         text = say(language, "nothing_found")
     if reply.failure:
-        text = f"{text}\n\n⚠ {escape(reply.failure)}".strip()
+        text = f"{_closed(text)}\n\n⚠ {escape(reply.failure)}".strip()
     finished = reply.state in ("done", "stopped", "failed")
     return {"role": "assistant", "content": assistant(text, reply.sources if finished else (), language)}
 
 
 def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str) -> str:
     """The model's Markdown, and below it the passages that it was given, folded."""
-    return f"{text}\n\n{_folded(sources, language)}" if sources else text
+    return f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
+
+
+def _closed(text: str) -> str:
+    """The text with a code block that it left open ended, so that what follows is no code."""
+    fence = ""
+    for mark in FENCE.findall(text):
+        if not fence:
+            fence = mark
+        elif mark[0] == fence[0] and len(mark) >= len(fence):
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
 
 
 def _folded(sources: Sequence[Mapping[str, Any]], language: str) -> str:

@@ -1,0 +1,283 @@
+"""What the page shows: nothing that is not ours acts, and every state has its words."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from chatapp.conversation import Plan
+from chatapp.engine import Engine, Status
+from chatapp.library import Library
+from chatapp.session import Chat, Reply
+from chatapp.settings import parse
+from chatapp.startup import Fetching, Startup
+from chatapp.store import Store, StoredMessage
+from chatapp.texts import CATALOGUE
+from chatapp.ui import page, render
+from chatapp.ui.handlers import Handlers
+from knowledge import Ingested
+from models import End, Prompt, Read, Timings
+from tests.fakes import HashEmbeddings
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "</details></article><svg onload=alert(1)>",
+    "' onmouseover='alert(1)",
+    '" autofocus onfocus="alert(1)',
+    "[link](javascript:alert(1))",
+    "![image](http://elsewhere.example/?secret)",
+    "`code` *bold* _italic_ ~~gone~~",
+    "$$\\frac{1}{2}$$ \\(x\\) \\[y\\]",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "&lt;script&gt; &#60; &amp;",
+    "a\r\n\r\n# b\n\n- c",
+]
+OWN_TAGS = {"p", "br", "b", "ul", "ol", "li", "small", "span", "article", "header", "details", "summary", "progress"}
+OWN_ATTRIBUTES = {"class", "tabindex", "value", "max"}
+
+
+class Checked(HTMLParser):
+    """Collects the text that would be seen; fails for a tag or an attribute that we don't write."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.seen = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag in OWN_TAGS and {name for name, _ in attributes} <= OWN_ATTRIBUTES
+        self.seen += "\n" if tag == "br" else ""
+
+    def handle_data(self, data: str) -> None:
+        self.seen += data
+
+
+def check_inert(shown: str, text: str) -> None:
+    """Our tags only, the text readable as it is, and no character left that Markdown or LaTeX would act on."""
+    assert text.replace("\r\n", "\n") in Checked(shown).seen
+    assert not re.search(r"[\\`*_$\[\]|~^]", shown)
+
+
+def source(text: str = "A passage.", name: str = "a.pdf", number: int | None = 3) -> dict[str, object]:
+    return {"name": name, "page": number, "score": 0.873, "text": text}
+
+
+# Nothing acts
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_what_a_user_typed_is_shown_as_typed(text: str) -> None:
+    check_inert(render.user(text), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# heading",
+        "- item",
+        "+ item",
+        "1. one",
+        "2) two",
+        "---",
+        "===",
+        "www.a.example",
+        "http://a.example",
+        "a@b.example",
+    ],
+)
+def test_no_heading_list_rule_or_link_is_made_of_what_was_typed(text: str) -> None:
+    shown = render.user(text)
+    assert Checked(shown).seen == text
+    assert re.fullmatch(r"(\w|\s|/|&#\d+;)+", shown)  # letters, and characters by their number
+
+
+def test_spaces_that_were_typed_stay() -> None:
+    shown = render.user("  def f():\n\treturn  1")
+    assert Checked(shown).seen == "\u00a0\u00a0def f():\n\u00a0\u00a0\u00a0\u00a0return\u00a0\u00a01"
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_file_names_are_inert(text: str) -> None:
+    name = text.replace("\n", " ").replace("\r", " ")
+    check_inert(render.sources_pane([source(name=name)], "en"), name)
+    check_inert(render.assistant("", [source(name=name)], "zh").strip(), name)
+    outcomes = [
+        Ingested(name, "done", 1, 2),
+        Ingested(name, "known"),
+        Ingested(name, "failed", reason=f"{name} is bad"),
+    ]
+    check_inert(render.documents([Ingested(name, "done", 4)], outcomes, "en"), name)
+    check_inert(render.ingesting(1, 2, name), name)
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_passages_are_inert(text: str) -> None:
+    flat = " ".join(re.split(r"\n\s*\n", text)[0].split())
+    check_inert(render.sources_pane([source(text)], "en"), flat)
+    check_inert(render.assistant("", [source(text)], "en").strip(), flat)
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_sentences_about_failures_are_inert(text: str) -> None:
+    check_inert(render.reply_message(Reply(state="failed", failure=text), "en")["content"], text)
+    check_inert(render.engine_state(Status("failed", message=text), Fetching(), False, "en"), text)
+    check_inert(render.engine_state(Status("empty"), Fetching(failure=text), False, "en"), text)
+    check_inert(render.engine_state(Status("ready"), Fetching(failure=text), False, "en"), text)
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_names_of_models_are_inert(text: str) -> None:
+    name = text.replace("\n", " ").replace("\r", " ")
+    check_inert(render.engine_state(Status("loading", name), Fetching(), False, "en"), name)
+    check_inert(render.engine_state(Status("ready", name), Fetching(), False, "zh"), name)
+
+
+def test_a_warning_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
+    handlers = handlers_of(tmp_path)
+    request = gr.Request(headers={"accept-language": "en"})
+    list(handlers.choose_model("/x/<img src=x onerror=alert(1)>", request))
+    check_inert(said[0], "<img src=x onerror=alert(1)> does not exist")
+
+
+# The page's own defences for what the model writes
+
+
+def handlers_of(tmp_path: Path) -> Handlers:
+    settings = parse(["--data", str(tmp_path), "--lang", "en"], {})
+    engine = Engine()
+    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"))
+    return Handlers(settings, chat, Startup(settings, engine, lambda line: None))
+
+
+def test_gradio_sanitises_what_the_model_writes(tmp_path: Path) -> None:
+    blocks = page.build(handlers_of(tmp_path), lambda key: CATALOGUE["en"][key])
+    (messages,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Chatbot)]
+    assert messages.get_config()["sanitize_html"] is True
+
+
+# What is shown
+
+
+PASTED = [None, "", "  ", '""', "~nobody-of-this-name/x", "a\0b", "x" * 5000, "/no/such/folder"]
+
+
+@pytest.mark.parametrize("chosen", PASTED)
+def test_whatever_is_pasted_as_a_model_is_answered(
+    tmp_path: Path, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
+    handlers = handlers_of(tmp_path)
+    steps = list(handlers.choose_model(chosen, gr.Request(headers={})))
+    assert len(steps) >= 1
+    assert len(said) == (1 if (chosen or "").strip().strip('"') else 0)
+    assert not any("\n" in sentence for sentence in said)
+
+
+def test_a_reply_grows_and_then_shows_its_sources() -> None:
+    reply = Reply(text="It is", state="writing", sources=[source()])
+    assert render.reply_message(reply, "en") == {"role": "assistant", "content": "It is"}
+    reply.state = "done"
+    content = render.reply_message(reply, "en")["content"]
+    assert content.startswith("It is\n\n<details") and "a.pdf · page 3" in content and "p. 3" in content
+
+
+def test_a_reply_that_has_not_begun_shows_that_it_will() -> None:
+    assert render.reply_message(Reply(), "en")["content"] == "…"
+    assert render.reply_message(Reply(state="stopped"), "en")["content"] == ""
+
+
+@pytest.mark.parametrize("language, words", [("en", "documents do not say"), ("zh", "文档中没有")])
+def test_documents_that_do_not_say(language: str, words: str) -> None:
+    assert words in render.reply_message(Reply(searched=True, state="done"), language)["content"]
+    assert words not in render.reply_message(Reply(searched=True, state="done", text="yes"), language)["content"]
+
+
+def test_a_failure_stands_below_what_was_written() -> None:
+    content = render.reply_message(Reply(text="It is", state="failed", failure="The model failed."), "en")["content"]
+    assert content == "It is\n\n⚠ The model failed."
+
+
+@pytest.mark.parametrize(
+    "text, closed",
+    [
+        ("```python\nx = 1", "```python\nx = 1\n```"),
+        ("```\na\n```\nand\n````\nb\n```", "```\na\n```\nand\n````\nb\n```\n````"),
+        ("~~~\nx\n```", "~~~\nx\n```\n~~~"),
+        ("```\nwhole\n```", "```\nwhole\n```"),
+        ("use ``` inside", "use ``` inside"),
+        ("plain", "plain"),
+    ],
+)
+def test_a_code_block_that_was_cut_does_not_swallow_the_sources(text: str, closed: str) -> None:
+    assert render.assistant(text, [source()], "en").startswith(f"{closed}\n\n<details")
+    failed = render.reply_message(Reply(text=text, state="failed", failure="It failed."), "en")["content"]
+    assert failed == f"{closed}\n\n⚠ It failed."
+    assert render.assistant(text, (), "en") == text
+
+
+def test_a_kept_conversation_is_shown_as_it_was() -> None:
+    stored = [
+        StoredMessage("user", "why_?"),
+        StoredMessage("assistant", "*because*", sources=(source(),)),
+        StoredMessage("user", "and?"),
+        StoredMessage("assistant", ""),
+    ]
+    shown = render.messages(stored, "en")
+    assert [message["role"] for message in shown] == ["user", "assistant"] * 2
+    assert shown[0]["content"] == "why&#95;?"
+    assert shown[1]["content"].startswith("*because*\n\n<details")
+    assert "There is no reply." in shown[3]["content"]
+
+
+def test_a_passage_flows_and_keeps_its_paragraphs() -> None:
+    assert render.flowing("one\ntwo\n \nthree\n") == "one two<br>three"
+
+
+def test_a_source_without_a_page_shows_none() -> None:
+    card = render.sources_pane([source(number=None)], "en")
+    assert "page" not in card and "a.pdf" in card and "score 0.87" in card
+    assert render.sources_pane([], "en") != ""
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_state_of_a_reply_has_its_line(language: str) -> None:
+    timings = Timings(prompt_tokens=10, reused=0, read_seconds=0.5, tokens=11, write_seconds=2.0)
+    plan = Plan(Prompt([], [], frozenset(), ()), (), dropped_turns=3, dropped_passages=2, reply=100)
+    replies = {
+        "looking": Reply(),
+        "waiting": Reply(ahead=2),
+        "reading": Reply(state="reading", read=Read(1200, 3400)),
+        "writing": Reply(state="writing"),
+        "stopped": Reply(state="stopped"),
+        "done": Reply(state="done", end=End("stop", timings)),
+        "cut": Reply(state="done", end=End("length", timings), plan=plan),
+    }
+    lines = {name: Checked(render.progress_line(reply, language)).seen for name, reply in replies.items()}
+    assert len(set(lines.values())) == len(lines) and all(lines.values())
+    assert "2" in lines["waiting"] and "1,200" in lines["reading"] and "3,400" in lines["reading"]
+    assert "5.0" in lines["done"] and "11" in lines["done"]  # ten more tokens in two seconds
+    assert lines["cut"].startswith(lines["done"]) and "3" in lines["cut"] and "2" in lines["cut"]
+
+
+def test_a_reply_of_one_token_has_no_speed() -> None:
+    timings = Timings(prompt_tokens=10, reused=0, read_seconds=0.5, tokens=1, write_seconds=0.0)
+    assert "0.0" in render.progress_line(Reply(state="done", end=End("stop", timings)), "en")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_state_of_the_engine_has_its_words(language: str) -> None:
+    fetching = render.engine_state(Status("empty"), Fetching("SmolLM2", 30_000_000, 90_000_000), False, language)
+    assert "30" in Checked(fetching).seen and "90" in Checked(fetching).seen and "<progress" in fetching
+    loading = render.engine_state(Status("loading", "m", 1, 0), Fetching(), False, language)
+    assert 'max="1"' in loading
+    empty = render.engine_state(Status("empty"), Fetching(), False, language)
+    ready = render.engine_state(Status("ready", "m"), Fetching(), False, language)
+    small = render.engine_state(Status("ready", "m"), Fetching(), True, language)
+    assert len({fetching, loading, empty, ready, small}) == 5 and "m" in Checked(ready).seen

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, cleaning up
     try:
         settings = parse(arguments, environment)
+        if settings.plan:
+            return print_plans(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
             return run(settings, Store(settings.data / "conversations.db"))
@@ -38,6 +40,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         sentence = f"{place} can't be written ({error.strerror or error}); give another folder with --data."
     print(sentence, file=sys.stderr, flush=True)
     return 1
+
+
+def print_plans(settings: Settings) -> int:
+    from chatapp.overview import report
+
+    print(report(settings))
+    return 0
 
 
 def run(settings: Settings, store: Store) -> int:

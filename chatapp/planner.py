@@ -1,21 +1,221 @@
-"""Which tier a checkpoint runs at. Memory is not planned yet: that comes with the INT4 and INT8 tiers."""
+"""Tier and context window chosen together, from a config and the machine alone, before anything is loaded."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-#: Up to this many bytes on disk a model runs in float32: PyTorch's products are several times faster in it on a CPU,
-#: and twice a small model's memory is still little.
+from models import Footprint, footprint
+from models.footprint import TIERS
+from models.formats import open_checkpoint
+
+from .hardware import GIB, Machine
+
+#: Up to this many bytes of FP16 weights a model runs in float32 on the CPU: PyTorch's products are several times faster
+#: in it there, and twice a small model's memory is still little.
 SMALL = 500_000_000
+
+#: What a useful window holds, in tokens: the chat format's own, a question, five passages, an answer.
+CHAT_FRAME, QUESTION, PASSAGES, ANSWER = 88, 100, 5 * 200, 512
+USEFUL = CHAT_FRAME + QUESTION + PASSAGES + ANSWER
+#: Windows are whole multiples of this, unless they are the model's own.
+STEP = 64
+
+#: Kept free: bytes, and a share of the weights for what allocators waste. On the CPU documents need the embedding model
+#: with its library; on a card it is PyTorch's own workspaces.
+MARGIN = {"cuda": 256 * 2**20, "cpu": GIB}
+MARGIN_SHARE = 0.02
+
+KNOWN = Path(__file__).with_name("known_checkpoints.json")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part."""
+
+    weights: int
+    cache: int
+    scratch: int
+    margin: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.scratch + self.margin
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a checkpoint runs; `reason` says in a sentence why so.
+
+    Where it can't run, tier and device are None, context is 0, and `memory` is the least that it needs.
+    """
+
+    tier: str | None
+    context: int
+    device: str | None
+    memory: Memory
+    reason: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a model can be: a device as PyTorch names it, and its free bytes."""
+
+    device: str
+    free: int
+
+    @property
+    def kind(self) -> str:
+        return self.device.partition(":")[0]
+
+    @property
+    def label(self) -> str:
+        return "CPU" if self.kind == "cpu" else "graphics card"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A tier at a place, with the memory that the smallest window worth having takes there."""
+
+    place: Place
+    tier: str
+    memory: Memory
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.place.free
+
+
+def plan(config: Mapping[str, Any], machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
+    """The plan for a config.json. Raises CheckpointError for a config that can't be run here."""
+    return plan_footprint(footprint(config), machine, tier, context)
+
+
+def plan_for(path: Path, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
+    """The plan for a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
+    checkpoint = open_checkpoint(path)
+    needs = footprint(checkpoint.config)
+    if path.suffix == ".gguf":
+        needs = dataclasses.replace(needs, kept=_nearest_tier(needs, checkpoint.nbytes()))
+    return plan_footprint(needs, machine, tier, context)
+
+
+def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
+    """The best tier that leaves a useful window, at the best place, with the longest window that fits there.
+
+    `tier` ("fp32", "fp16", "int8", "int4") leaves no choice of tier; `context` asks for that window, or for the model's
+    own where it is shorter. What was asked for and can't be had is refused, never changed.
+    """
+    longest = needs.context if context is None else min(context, needs.context)
+    least = longest if context is not None else min(USEFUL, longest)
+    options = [
+        Option(place, each, measure(needs, each, place.kind, least))
+        for place in _places(machine)
+        for each in _tiers(needs, place.kind, tier)
+    ]
+    chosen = next((option for option in options if option.fits), None)
+    if chosen is None:
+        return _refusal(options, least, asked_tier=tier)
+    window = _longest_window(needs, chosen, least, longest)
+    memory = measure(needs, chosen.tier, chosen.place.kind, window)
+    reason = _reason(needs, chosen, options, window, memory)
+    return Plan(chosen.tier, window, chosen.place.device, memory, reason)
+
+
+def measure(needs: Footprint, tier: str, kind: str, window: int) -> Memory:
+    """What a tier with a window takes on a kind of device, "cpu" or "cuda"."""
+    weights = needs.weights(tier)
+    margin = MARGIN[kind] + int(MARGIN_SHARE * weights)
+    return Memory(weights, needs.cache(tier, window), needs.scratch(tier, kind, window), margin)
 
 
 def choose_tier(path: Path, asked: str) -> str:
-    """The tier asked for, or for "auto" the one that is fastest here."""
+    """The tier that a start uses until plans decide: the one asked for, or for "auto" the one that is fastest here."""
     if asked != "auto":
         return asked
-    return "fp32" if _bytes_on_disk(path) <= SMALL else "fp16"
-
-
-def _bytes_on_disk(path: Path) -> int:
     files = [path] if path.is_file() else path.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
+    return "fp32" if sum(file.stat().st_size for file in files) <= SMALL else "fp16"
+
+
+def known_checkpoints() -> dict[str, dict[str, Any]]:
+    """The config of every checkpoint that Quatrain names, by its repository: the keys that matter to models/."""
+    return json.loads(KNOWN.read_text(encoding="utf-8"))
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:,.1f}"
+
+
+def _places(machine: Machine) -> Iterator[Place]:
+    """Where to try, in order: the card with the most free memory, then the CPU."""
+    if machine.gpus:
+        card = max(machine.gpus, key=lambda gpu: gpu.free)
+        yield Place(card.device, card.free)
+    if machine.ram_free or not machine.gpus:
+        yield Place("cpu", machine.ram_free)
+
+
+def _tiers(needs: Footprint, kind: str, asked: str) -> tuple[str, ...]:
+    """The tiers to try, best first."""
+    if asked != "auto":
+        return (asked,)
+    if needs.kept is not None:
+        return (needs.kept,)  # no other tier would bring back what quantizing took
+    small = kind == "cpu" and needs.weights("fp16") <= SMALL
+    return ("fp32", *TIERS) if small else TIERS
+
+
+def _nearest_tier(needs: Footprint, nbytes: int) -> str | None:
+    """The quantized tier whose size is nearest to a file's; None for a file that brings at least FP16."""
+    nearest = min(TIERS, key=lambda tier: abs(needs.weights(tier) - nbytes))
+    return None if nearest == "fp16" else nearest
+
+
+def _longest_window(needs: Footprint, option: Option, least: int, longest: int) -> int:
+    """The longest window in tokens that fits, found by halving; `least` is known to fit."""
+    fits = partial(_fits, needs, option)
+    if fits(longest):
+        return longest
+    low, high = least, longest  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return max(least, low // STEP * STEP)
+
+
+def _fits(needs: Footprint, option: Option, window: int) -> bool:
+    return measure(needs, option.tier, option.place.kind, window).total <= option.place.free
+
+
+def _reason(needs: Footprint, chosen: Option, options: list[Option], window: int, memory: Memory) -> str:
+    whole = "its whole window" if window == needs.context else "a window"
+    sentence = (
+        f"{chosen.tier.upper()} with {whole} of {window:,} tokens takes {gib(memory.total)} of the "
+        f"{gib(chosen.place.free)} GiB that are free on the {chosen.place.label}"
+    )
+    passed = options[: options.index(chosen)]
+    if not passed:
+        return sentence + "."
+    next_best = passed[-1]
+    where = "" if next_best.place == chosen.place else f" on the {next_best.place.label}, where {_free(next_best)}"
+    return f"{sentence}; {next_best.tier.upper()} would need {gib(next_best.memory.total)} GiB{where}."
+
+
+def _free(option: Option) -> str:
+    return f"{gib(option.place.free)} GiB are free"
+
+
+def _refusal(options: list[Option], least: int, asked_tier: str) -> Plan:
+    nearest = min(options, key=lambda option: option.memory.total - option.place.free)
+    choices = ["a shorter window"] if asked_tier in ("auto", TIERS[-1]) else ["a shorter window", "a lower tier"]
+    reason = (
+        f"{nearest.tier.upper()} with a window of {least:,} tokens needs {gib(nearest.memory.total)} GiB, and "
+        f"{_free(nearest)} on the {nearest.place.label}; free memory, or choose {', '.join(choices)} or a smaller "
+        "checkpoint."
+    )
+    return Plan(None, 0, None, nearest.memory, reason)

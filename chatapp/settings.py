@@ -11,7 +11,9 @@ from typing import NoReturn
 
 import platformdirs
 
-TIERS = ("auto", "fp16")
+from .hardware import Machine
+
+TIERS = ("auto", "int4", "int8", "fp16")
 LANGUAGES = ("auto", "zh", "en")
 
 
@@ -21,7 +23,10 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`checkpoints` is an extra folder to look for checkpoints in; the one under `data` is always looked in."""
+    """`checkpoints` is an extra folder to look for checkpoints in; the one under `data` is always looked in.
+
+    With `plan` nothing starts: what `assume`, or this machine, can hold is printed, as `json` or as the docs' `table`.
+    """
 
     host: str
     port: int
@@ -31,6 +36,10 @@ class Settings:
     data: Path
     checkpoints: Path | None
     lang: str
+    plan: bool = False
+    json: bool = False
+    table: bool = False
+    assume: str | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host):
@@ -43,6 +52,18 @@ class Settings:
             raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
         if self.context is not None and self.context < 64:
             raise SettingsError(f"--context {self.context} is too small to hold a question; give at least 64.")
+        if not self.plan and (self.json or self.table or self.assume is not None):
+            raise SettingsError("--json, --table and --assume say how to plan; give --plan as well.")
+        if self.json and self.table:
+            raise SettingsError("--json and --table are two forms of one answer; choose one.")
+        self.machine()
+
+    def machine(self) -> Machine | None:
+        """The machine to plan for instead of this one, if one is assumed. Raises SettingsError."""
+        try:
+            return None if self.assume is None else Machine.assume(self.assume)
+        except ValueError as error:
+            raise SettingsError(f"--assume {error}") from error
 
     @property
     def checkpoint_folders(self) -> tuple[Path, ...]:
@@ -70,6 +91,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--data", type=_path, default=default("DATA", str(default_data_folder())), help="data folder")
     parser.add_argument("--checkpoints", type=_path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
+    parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
+    parser.add_argument("--json", action="store_true", help="with --plan: for programs")
+    parser.add_argument(
+        "--table", action="store_true", help="with --plan: docs/memory.md, graphics cards of many sizes"
+    )
+    parser.add_argument("--assume", help="with --plan: another machine, such as cuda:6GB or cpu:16GB (GiB free)")
     return Settings(**vars(parser.parse_args(arguments)))
 
 

@@ -3,6 +3,7 @@
 from .base import CheckpointError
 from .chat_formats import chat_formats
 from .fill import fill_prompt
+from .footprint import Footprint, footprint
 from .generate import End, Event, Read, Timings, Token, generate
 from .loader import LoadedModel, family_of, load, load_tokenizer
 from .prompts import Prompt
@@ -13,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "End",
     "Event",
+    "Footprint",
     "LoadedModel",
     "Prompt",
     "Read",
@@ -22,6 +24,7 @@ __all__ = [
     "chat_formats",
     "family_of",
     "fill_prompt",
+    "footprint",
     "generate",
     "load",
     "load_tokenizer",

@@ -63,6 +63,10 @@ class ModelArgs(BaseArgs):
         return CacheShape(self.num_hidden_layers, self.num_attention_heads, self.head_size)
 
     @property
+    def query_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
     def context(self) -> int:
         return self.max_position_embeddings or self.model_max_length or 4096
 

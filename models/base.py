@@ -63,6 +63,15 @@ class BaseArgs:
         """The longest sequence the model was made for, in tokens."""
         raise NotImplementedError
 
+    @property
+    def query_heads(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def alibi(self) -> bool:
+        """Whether scores fall with distance (ALiBi): attention then needs a table of every head's scores."""
+        return False
+
 
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

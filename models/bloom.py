@@ -38,6 +38,14 @@ class ModelArgs(BaseArgs):
         return CacheShape(self.n_layer, self.n_head, self.hidden_size // self.n_head)
 
     @property
+    def alibi(self) -> bool:
+        return True
+
+    @property
+    def query_heads(self) -> int:
+        return self.n_head
+
+    @property
     def context(self) -> int:
         return self.seq_length
 

@@ -72,6 +72,10 @@ class ModelArgs(BaseArgs):
         return CacheShape(self.num_layers, self.num_attention_heads, self.head_size)
 
     @property
+    def query_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
     def context(self) -> int:
         return self.max_sequence_length
 

@@ -96,6 +96,10 @@ class ModelArgs(BaseArgs):
         return CacheShape(self.num_layers, self.kv_heads, self.kv_channels)
 
     @property
+    def query_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
     def context(self) -> int:
         return self.seq_length
 

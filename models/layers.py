@@ -20,6 +20,9 @@ from .cache import KVCache
 class Linear(nn.Linear):
     """A Linear whose weight may be stored narrower than the activations; it is widened for the product."""
 
+    def reset_parameters(self) -> None:
+        """Nothing: weights are read, and random ones would take most of the time of building a large model."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
@@ -27,6 +30,9 @@ class Linear(nn.Linear):
 
 class Embedding(nn.Embedding):
     """Token vectors. On the CPU they enter the model as float32, elsewhere as they are stored."""
+
+    def reset_parameters(self) -> None:
+        """Nothing, as in Linear."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = F.embedding(ids, self.weight)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chatapp import checkpoints
+from chatapp import checkpoints, overview
+from models import Footprint
 
 HERE = Path(__file__).parent
 
@@ -16,6 +17,12 @@ HERE = Path(__file__).parent
 def data_folder() -> Path:
     """Where the embedded models are kept between test runs; QUATRAIN_TEST_CACHE moves it."""
     return Path(os.environ.get("QUATRAIN_TEST_CACHE") or HERE / ".cache")
+
+
+@pytest.fixture(scope="session")
+def footprints() -> dict[str, Footprint]:
+    """The memory of every known checkpoint."""
+    return overview.known_footprints()
 
 
 @pytest.fixture(scope="session")

@@ -97,4 +97,4 @@ def test_help_names_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"], {})
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in VALUES)
+    assert all(f"--{name}" in shown for name in (*VALUES, "plan", "json", "table", "assume"))

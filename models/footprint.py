@@ -1,0 +1,164 @@
+"""What a checkpoint takes of memory, from its config alone: nothing is read, the model is built without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .base import BaseArgs, BaseModel
+from .generate import CHUNK
+from .registry import resolve
+
+#: Best first.
+TIERS = ("fp16", "int8", "int4")
+
+#: Bytes of one weight where a tier keeps them as numbers.
+ITEM_BYTES = {"fp32": 4, "fp16": 2}
+#: Quantized matrices lie in blocks of 8 rows and groups of 32 columns, both filled up. Bytes of one row's group: its
+#: integers, a scale in half precision, and in INT4 a minimum as well.
+ROWS, GROUP = 8, 32
+GROUP_BYTES = {"int8": 32 + 2, "int4": 16 + 2 + 2}
+#: Quantizing the embedding and the head to INT4 would cost accuracy.
+VOCABULARY_TIER = {"int4": "int8"}
+VECTOR_BYTES = 4  #: norms and biases stay in float32 in every tier
+
+#: Bytes of one activation, by the kind of device; in tier fp32 always 4.
+ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
+#: Bytes that one weight takes while its matrix is widened for a product. The CPU kernels multiply packed matrices as
+#: they are; PyTorch's products need both sides in one precision.
+WIDENED_BYTES = {("cpu", "fp16"): 4, ("cuda", "int8"): 2, ("cuda", "int4"): 2}
+
+# Counted from the forward passes, and measured on the CPU with blocks of full shape: LLaMA 7B, Llama-3.1 8B,
+# ChatGLM-6B, ChatGLM2-6B, BLOOM 7B1, Baichuan2-13B.
+MLP_VECTORS = 4  #: of the hidden size, alive while the MLP runs: residual, its input, its output, the sum
+ATTENTION_VECTORS = 12  #: the same for attention: queries, keys, values, turned and laid out anew
+SCORE_TABLES = 3  #: float32 tables of every head's scores that are alive at once where attention makes any
+
+
+class Matrix(NamedTuple):
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns
+
+    def nbytes(self, tier: str) -> int:
+        """Bytes of the matrix as `tier` stores it."""
+        if tier in ITEM_BYTES:
+            return self.size * ITEM_BYTES[tier]
+        return -(-self.rows // ROWS) * ROWS * -(-self.columns // GROUP) * GROUP_BYTES[tier]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory of one checkpoint in bytes. Devices are "cpu" and "cuda", windows are counted in tokens."""
+
+    args: BaseArgs
+    causal_prompt: bool
+    layers: tuple[Matrix, ...]  #: all matrices of all blocks
+    vocabulary: tuple[Matrix, ...]  #: embedding and head; one matrix where they are tied
+    vectors: int  #: numbers in norms and biases
+    #: The tier that a published quantized checkpoint brings and keeps, or None.
+    kept: str | None = None
+    #: Whether its embedding and head are quantized as well.
+    kept_vocabulary: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return sum(matrix.size for matrix in self.layers + self.vocabulary) + self.vectors
+
+    @property
+    def context(self) -> int:
+        """The model's own window."""
+        return self.args.context
+
+    def weights(self, tier: str) -> int:
+        """Bytes of the finished model."""
+        outer = self._vocabulary_tier(tier)
+        matrices = sum(matrix.nbytes(tier) for matrix in self.layers)
+        return matrices + sum(matrix.nbytes(outer) for matrix in self.vocabulary) + self.vectors * VECTOR_BYTES
+
+    def cache(self, tier: str, window: int) -> int:
+        """Bytes of keys and values: float16, or float32 in tier fp32."""
+        return self._keys_and_values(self.args.cache_shape.kv_heads, tier) * self.args.cache_shape.layers * window
+
+    def scratch(self, tier: str, device: str, window: int) -> int:
+        """Bytes that come and go while the last piece of a prompt that fills the window is read.
+
+        Attention, MLP and head follow one another, so the largest of them counts.
+        """
+        rows = min(CHUNK, window) if self.causal_prompt else window
+        return max(
+            self._mlp(tier, device, rows), self._attention(tier, device, rows, window), self._head(tier, device, rows)
+        )
+
+    def _mlp(self, tier: str, device: str, rows: int) -> int:
+        inner = max(matrix.columns for matrix in self.layers)
+        # LLaMA's gate and up, or one matrix for both, or BLOOM's single one; then the activation of as much again.
+        outputs = sum(matrix.rows for matrix in self.layers if matrix.rows in (inner, 2 * inner))
+        numbers = MLP_VECTORS * self._hidden + 2 * outputs // self.args.cache_shape.layers
+        return rows * numbers * _activation_bytes(tier, device) + self._widened(self.layers, tier, tier, device)
+
+    def _attention(self, tier: str, device: str, rows: int, window: int) -> int:
+        shape, heads = self.args.cache_shape, self.args.query_heads
+        activations = rows * ATTENTION_VECTORS * self._hidden * _activation_bytes(tier, device)
+        # With a mask and fewer heads of keys than of queries, CUDA has PyTorch's plain attention only, in float32.
+        plain = device == "cuda" and shape.kv_heads != heads
+        mask = 1 + _activation_bytes(tier, device)  # bytes, and the same as numbers that are added
+        scores = SCORE_TABLES * heads * 4 if self.args.alibi or plain else mask
+        widens = plain or (device == "cpu" and tier != "fp32")
+        keys = self._keys_and_values(heads if plain else shape.kv_heads, "fp32") if widens else 0
+        return activations + (rows * scores + keys) * window
+
+    def _head(self, tier: str, device: str, rows: int) -> int:
+        logits = 2 * 4 * self.vocabulary[0].rows
+        activations = 2 * rows * self._hidden * _activation_bytes(tier, device)
+        return activations + logits + self._widened(self.vocabulary, tier, self._vocabulary_tier(tier), device)
+
+    def _widened(self, matrices: tuple[Matrix, ...], tier: str, stored: str, device: str) -> int:
+        return max(matrix.size for matrix in matrices) * WIDENED_BYTES.get((device, stored), 0)
+
+    def _keys_and_values(self, heads: int, tier: str) -> int:
+        """Bytes of one position in one layer."""
+        return 2 * heads * self.args.cache_shape.head_dim * ITEM_BYTES.get(tier, 2)
+
+    def _vocabulary_tier(self, tier: str) -> str:
+        if tier == self.kept and not self.kept_vocabulary:
+            return "fp16"
+        return VOCABULARY_TIER.get(tier, tier)
+
+    @property
+    def _hidden(self) -> int:
+        return self.vocabulary[0].columns
+
+
+def footprint(config: Mapping[str, Any]) -> Footprint:
+    """The footprint of a config.json; raises CheckpointError for one that can't be run here."""
+    model = _empty(config)
+    matrices = [_matrix(module) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    tokens = next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
+    layers = tuple(matrix for matrix in matrices if matrix.rows != tokens)
+    vocabulary = tuple(matrix for matrix in matrices if matrix.rows == tokens)
+    vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
+    kept = {8: "int8", 4: "int4"}.get(config.get("quantization_bit"))  # THUDM's published files
+    whole = kept is None or bool(config.get("quantization_embeddings"))
+    return Footprint(model.args, model.causal_prompt, layers, vocabulary, vectors, kept, whole)
+
+
+def _activation_bytes(tier: str, device: str) -> int:
+    return 4 if tier == "fp32" else ACTIVATION_BYTES[device]
+
+
+def _empty(config: Mapping[str, Any]) -> BaseModel:
+    module = resolve(config).module()
+    with torch.device("meta"):
+        return module.Model(module.ModelArgs.from_dict(config))
+
+
+def _matrix(module: nn.Linear | nn.Embedding) -> Matrix:
+    return Matrix(*module.weight.shape)

@@ -11,6 +11,7 @@ from torch import nn
 
 from .base import BaseArgs, BaseModel
 from .generate import CHUNK
+from .quantize import EXPANDED, GROUP, ROWS
 from .registry import resolve
 
 #: Best first.
@@ -18,9 +19,7 @@ TIERS = ("fp16", "int8", "int4")
 
 #: Bytes of one weight where a tier keeps them as numbers.
 ITEM_BYTES = {"fp32": 4, "fp16": 2}
-#: Quantized matrices lie in blocks of 8 rows and groups of 32 columns, both filled up. Bytes of one row's group: its
-#: integers, a scale in half precision, and in INT4 a minimum as well.
-ROWS, GROUP = 8, 32
+#: Bytes of one row's group of columns: its integers, a scale in half precision, and in INT4 a minimum as well.
 GROUP_BYTES = {"int8": 32 + 2, "int4": 16 + 2 + 2}
 #: Quantizing the embedding and the head to INT4 would cost accuracy.
 VOCABULARY_TIER = {"int4": "int8"}
@@ -28,9 +27,9 @@ VECTOR_BYTES = 4  #: norms and biases stay in float32 in every tier
 
 #: Bytes of one activation, by the kind of device; in tier fp32 always 4.
 ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
-#: Bytes that one weight takes while its matrix is widened for a product. The CPU kernels multiply packed matrices as
-#: they are; PyTorch's products need both sides in one precision.
-WIDENED_BYTES = {("cpu", "fp16"): 4, ("cuda", "int8"): 2, ("cuda", "int4"): 2}
+#: Bytes that one weight takes while its matrix is widened for a product, and how many are at once. The CPU kernels
+#: multiply packed matrices as they are; PyTorch's products need both sides in one precision.
+WIDENED = {("cpu", "fp16"): (4, 2**62), ("cuda", "int8"): (10, EXPANDED), ("cuda", "int4"): (10, EXPANDED)}
 
 # Counted from the forward passes, and measured on the CPU with blocks of full shape: LLaMA 7B, Llama-3.1 8B,
 # ChatGLM-6B, ChatGLM2-6B, BLOOM 7B1, Baichuan2-13B.
@@ -121,7 +120,8 @@ class Footprint:
         return activations + logits + self._widened(self.vocabulary, tier, self._vocabulary_tier(tier), device)
 
     def _widened(self, matrices: tuple[Matrix, ...], tier: str, stored: str, device: str) -> int:
-        return max(matrix.size for matrix in matrices) * WIDENED_BYTES.get((device, stored), 0)
+        nbytes, at_once = WIDENED.get((device, stored), (0, 0))
+        return min(max(matrix.size for matrix in matrices), at_once) * nbytes
 
     def _keys_and_values(self, heads: int, tier: str) -> int:
         """Bytes of one position in one layer."""

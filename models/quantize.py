@@ -8,6 +8,7 @@ and Q4_0 .090 at 4.5 bits; INT8 .0057, as Q8_0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from .kernels import kernel
 
 GROUP = 32  #: columns that share a scale
 ROWS = 8  #: rows that lie side by side, so that one vector holds the same columns of all of them
+EXPANDED = 2**24  #: weights that are expanded at once where there is no kernel
 LANE = 4  #: columns of one row that lie together: the bytes that a dot product of bytes sums into one integer
 
 
@@ -57,6 +59,15 @@ class PackedMatrix:
         minimums = None if self.minimums is None else self.minimums[block, :, row][..., None]
         chosen = self.blocks[block, :, :, row][:, :, :, None]  # [n, groups, lanes, 1, 4]
         return self._weights(chosen, self.scales[block, :, row][..., None], minimums).flatten(1)[:, : self.columns]
+
+    def split(self, weights: int) -> Iterator[PackedMatrix]:
+        """The matrix in parts of whole rows that have about so many weights."""
+        blocks = max(weights // (ROWS * self.columns), 1)
+        for start in range(0, len(self.blocks), blocks):
+            part = slice(start, start + blocks)
+            rows = min(blocks * ROWS, self.rows - start * ROWS)
+            minimums = None if self.minimums is None else self.minimums[part]
+            yield PackedMatrix(self.bits, rows, self.columns, self.blocks[part], self.scales[part], minimums)
 
     def to(self, device: torch.device) -> PackedMatrix:
         minimums = None if self.minimums is None else self.minimums.to(device)
@@ -225,4 +236,6 @@ def multiply(x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None = 
     """x [.., columns] times the matrix's rows -> [.., rows]. Where there is no kernel the matrix is expanded first."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and (fast := kernel()) is not None:
         return fast.multiply(x, weight, bias)
-    return F.linear(x, weight.dequantize().to(x.dtype), bias)
+    products = [F.linear(x, part.dequantize().to(x.dtype)) for part in weight.split(EXPANDED)]
+    product = torch.cat(products, dim=-1)
+    return product if bias is None else product + bias

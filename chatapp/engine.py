@@ -46,6 +46,8 @@ class Status:
     family: str = ""
     chat_format: str = ""  #: its title, such as "Llama 2 Chat"
     base: bool = False  #: a base model: it continues text
+    tier: str = ""
+    reason: str = ""  #: why this tier and window
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Source:
     path: Path
     tier: str = "fp16"
     context: int | None = None
+    device: str = "cpu"
+    store: Path | None = None  #: where INT8 and INT4 tiers made from larger weights are kept
+    reason: str = ""  #: why this tier and window, in a sentence
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
 
 
@@ -76,6 +81,11 @@ class Engine:
         if self._loaded is None:
             raise EngineError(_WHY_EMPTY.get(self.status.state, self.status.message))
         return self._loaded
+
+    @property
+    def source(self) -> Source | None:
+        """What is loaded, and how."""
+        return self._source
 
     @property
     def chat_format(self) -> str | None:
@@ -101,7 +111,14 @@ class Engine:
         self._loaded = self._source = None
         self.status = Status("loading", source.name)
         try:
-            loaded = self._loader(source.path, tier=source.tier, context=source.context, progress=self._progress)
+            loaded = self._loader(
+                source.path,
+                tier=source.tier,
+                device=source.device,
+                context=source.context,
+                progress=self._progress,
+                store=source.store,
+            )
             self._talk(loaded.with_chat_format(source.chat_format), source)
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
             raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error
@@ -121,7 +138,15 @@ class Engine:
     def _talk(self, loaded: LoadedModel, source: Source) -> None:
         chat = loaded.chat_format  # reads the tokenizer: a missing file is said before the first question
         self._loaded, self._source = loaded, source
-        self.status = Status("ready", source.name, family=loaded.family, chat_format=chat.title, base=chat.base)
+        self.status = Status(
+            "ready",
+            source.name,
+            family=loaded.family,
+            chat_format=chat.title,
+            base=chat.base,
+            tier=source.tier,
+            reason=source.reason,
+        )
 
     def _failed(self, source: Source, reason: str) -> str:
         sentence = f"{source.name} could not be loaded: {reason}"

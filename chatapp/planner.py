@@ -134,14 +134,6 @@ def measure(needs: Footprint, tier: str, kind: str, window: int) -> Memory:
     return Memory(weights, needs.cache(tier, window), needs.scratch(tier, kind, window), margin)
 
 
-def choose_tier(path: Path, asked: str) -> str:
-    """The tier that a start uses until plans decide: the one asked for, or for "auto" the one that is fastest here."""
-    if asked != "auto":
-        return asked
-    files = [path] if path.is_file() else path.glob("*.safetensors")
-    return "fp32" if sum(file.stat().st_size for file in files) <= SMALL else "fp16"
-
-
 def known_checkpoints() -> dict[str, dict[str, Any]]:
     """The config of every checkpoint that Quatrain names, by its repository: the keys that matter to models/."""
     return json.loads(KNOWN.read_text(encoding="utf-8"))

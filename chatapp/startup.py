@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowledge.embedder import LocalEmbeddings
+from models import CheckpointError
 
 from . import checkpoints
 from .engine import Engine, EngineError, Source
-from .planner import choose_tier
+from .hardware import Machine, detect
+from .planner import plan_for
 from .settings import Settings
 
 
@@ -28,8 +30,15 @@ class Fetching:
 class Startup:
     """Runs once, in a thread of its own; `fetching` is what the page shows meanwhile."""
 
-    def __init__(self, settings: Settings, engine: Engine, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        say: Callable[[str], None] = print,
+        detect: Callable[[], Machine] = detect,
+    ) -> None:
         self._settings = settings
+        self._detect = detect
         self._engine = engine
         self._say = say
         self._lock = threading.Lock()
@@ -61,14 +70,28 @@ class Startup:
                 self._embeddings = LocalEmbeddings(self._fetch(checkpoints.ensure_embedder))
             return self._embeddings
 
-    def source(self, path: Path, name: str) -> Source:
-        """A checkpoint as the settings want it loaded. Raises EngineError for what can't be a path."""
+    def source(self, path: Path, name: str, tier: str | None = None) -> Source:
+        """A checkpoint as this machine can hold it now, at `tier` or the settings' one.
+
+        Raises EngineError for what can't be a checkpoint, or does not fit.
+        """
+        settings = self._settings
         try:
-            tier = choose_tier(path, self._settings.tier)
-        except (OSError, ValueError) as error:
+            plan = plan_for(path, self._machine(), tier or settings.tier, settings.context)
+        except (CheckpointError, OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise EngineError(f"This can't be a checkpoint's folder or .gguf file: {reason}.") from error
-        return Source(name, path, tier, self._settings.context)
+            raise EngineError(f"{name} could not be loaded: {reason}") from error
+        if plan.tier is None or plan.device is None:
+            raise EngineError(f"{name} could not be loaded: {plan.reason}")
+        store = settings.data / "quantized"
+        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason)
+
+    def _machine(self) -> Machine:
+        """The machine as it is when the loaded model has been released, as it is before another one is read."""
+        machine, loaded = self._detect(), self._engine.source
+        if loaded is None or loaded.device != "cpu":
+            return machine
+        return replace(machine, ram_free=machine.ram_free + self._engine.nbytes)
 
     def _load_model(self) -> None:
         """Loads the model asked for; one that fails to load is said. Raises FetchError if the default can't be had."""

@@ -61,6 +61,7 @@ class Source:
     device: str = "cpu"
     store: Path | None = None  #: where INT8 and INT4 tiers made from larger weights are kept
     reason: str = ""  #: why this tier and window, in a sentence
+    asked_tier: str = "auto"  #: what the user chose
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
 
 
@@ -86,6 +87,16 @@ class Engine:
     def source(self) -> Source | None:
         """What is loaded, and how."""
         return self._source
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being served."""
+        return bool(self._queue)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the loaded model's weights."""
+        return self._loaded.nbytes if self._loaded else 0
 
     @property
     def chat_format(self) -> str | None:

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -63,6 +63,11 @@ class Machine:
         gpus = tuple(GPU(index, f"assumed {size / GIB:g} GB", size, size) for index, size in enumerate(cards))
         ram = sum(size for kind, size in parts if kind == "cpu")
         return cls(gpus, ram, ram)
+
+    def after_releasing(self, device: str, nbytes: int) -> Machine:
+        """The machine when so many bytes of a device have been given back."""
+        cards = tuple(replace(gpu, free=gpu.free + nbytes) if gpu.device == device else gpu for gpu in self.gpus)
+        return replace(self, gpus=cards, ram_free=self.ram_free + (nbytes if device == "cpu" else 0))
 
 
 def _assumed(part: str) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from knowledge.embedder import LocalEmbeddings
@@ -76,22 +76,21 @@ class Startup:
         Raises EngineError for what can't be a checkpoint, or does not fit.
         """
         settings = self._settings
+        asked = tier or settings.tier
         try:
-            plan = plan_for(path, self._machine(), tier or settings.tier, settings.context)
+            plan = plan_for(path, self.machine(), asked, settings.context)
         except (CheckpointError, OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise EngineError(f"{name} could not be loaded: {reason}") from error
         if plan.tier is None or plan.device is None:
             raise EngineError(f"{name} could not be loaded: {plan.reason}")
         store = settings.data / "quantized"
-        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason)
+        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason, asked)
 
-    def _machine(self) -> Machine:
-        """The machine as it is when the loaded model has been released, as it is before another one is read."""
+    def machine(self) -> Machine:
+        """The machine as it is once the loaded model has been released, which comes before another one is read."""
         machine, loaded = self._detect(), self._engine.source
-        if loaded is None or loaded.device != "cpu":
-            return machine
-        return replace(machine, ram_free=machine.ram_free + self._engine.nbytes)
+        return machine if loaded is None else machine.after_releasing(loaded.device, self._engine.nbytes)
 
     def _load_model(self) -> None:
         """Loads the model asked for; one that fails to load is said. Raises FetchError if the default can't be had."""

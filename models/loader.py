@@ -27,6 +27,7 @@ from .tokenizer import Tokenizer
 
 #: Bits of a weight in each tier.
 TIERS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 FLOATS = {32: torch.float32, 16: torch.float16}
 Progress = Callable[[int, int], None]
 
@@ -76,6 +77,12 @@ class LoadedModel:
         """The ids of a conversation in the checkpoint's chat format, asking for a reply."""
         prompt = self.chat_format.render(messages, self.tokenizer)
         return dataclasses.replace(prompt, stop_ids=prompt.stop_ids | self.stop_ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, packed or not."""
+        packed = [module.weight for module in self.model.modules() if isinstance(module, QUANTIZED)]
+        return sum(parameter.nbytes for parameter in self.model.parameters()) + sum(each.nbytes for each in packed)
 
     def new_cache(self, length: int | None = None) -> KVCache:
         """A cache for `length` positions (the whole window by default): fp16, or fp32 in tier fp32."""

@@ -232,7 +232,7 @@ class Shelf:
         self.models = models
         self.loads: list[str] = []
 
-    def __call__(self, path: Path, tier: str, context: int | None, progress: Callable[[int, int], None]) -> LoadedModel:
+    def __call__(self, path: Path, progress: Callable[[int, int], None], **options: Any) -> LoadedModel:
         self.loads.append(path.name)
         progress(1, 2)
         model = self.models[path.name]
@@ -264,9 +264,10 @@ def test_the_loader_gets_what_the_source_says_and_reports_progress() -> None:
         return scripted()
 
     engine = Engine(load)
-    engine.load(Source("mine", Path("/x/mine"), "fp32", 512))
+    engine.load(Source("mine", Path("/x/mine"), "fp32", 512, "cuda:1", Path("/x/quantized")))
     status = seen.pop("status")
-    assert seen == {"path": Path("/x/mine"), "tier": "fp32", "context": 512}
+    kept = {"device": "cuda:1", "store": Path("/x/quantized")}
+    assert seen == {"path": Path("/x/mine"), "tier": "fp32", "context": 512, **kept}
     assert (status.state, status.name, status.done, status.total) == ("loading", "mine", 3, 4)
     assert (engine.status.state, engine.status.name, engine.status.message) == ("ready", "mine", "")
 

@@ -9,11 +9,14 @@ import pytest
 
 from chatapp import checkpoints, startup
 from chatapp.checkpoints import FetchError
-from chatapp.engine import Engine, EngineError
+from chatapp.engine import Engine, EngineError, Source
+from chatapp.hardware import Machine
+from chatapp.planner import Memory, Plan
 from chatapp.settings import Settings, parse
 from chatapp.startup import Fetching, Startup
 from models import CheckpointError, LoadedModel
 from tests.fakes import Gate, HashEmbeddings, scripted
+from tests.tiny import LLAMA, byte_level_tokenizer, save_folder
 
 NO_MODEL = FetchError("SmolLM2 could not be fetched.")
 NO_EMBEDDER = FetchError("e5 could not be fetched.")
@@ -40,6 +43,19 @@ def embeddings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(Embeddings, "made", [])
     monkeypatch.setattr(startup, "LocalEmbeddings", Embeddings)
     return Embeddings.made
+
+
+@pytest.fixture(autouse=True)
+def planned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests load models that are not on disk: anything fits."""
+    if "really_planned" not in request.fixturenames:
+        fitting = Plan("fp16", 64, "cpu", Memory(0, 0, 0, 0), "It fits.")
+        monkeypatch.setattr(startup, "plan_for", lambda *_: fitting)
+
+
+@pytest.fixture
+def really_planned() -> None:
+    """Asked for by tests of the planning itself."""
 
 
 @pytest.fixture
@@ -186,30 +202,46 @@ def test_a_model_that_does_not_load_is_said_and_documents_still_work(
     assert engine.status.state == "failed" and embeddings[0].asked == ["warm"]
 
 
-def test_a_source_follows_the_settings(tmp_path: Path) -> None:
-    (tmp_path / "small.gguf").write_bytes(b"GGUF")
-    chosen = Startup(settings(tmp_path, "--context", "512"), Engine()).source(tmp_path / "small.gguf", "small")
-    assert (chosen.name, chosen.tier, chosen.context) == ("small", "fp32", 512)
-    asked = Startup(settings(tmp_path, "--tier", "fp16"), Engine()).source(tmp_path / "small.gguf", "small")
-    assert asked.tier == "fp16"
+@pytest.mark.usefixtures("really_planned")
+def test_a_source_follows_machine_and_settings(tmp_path: Path) -> None:
+    save_folder(tmp_path / "small", LLAMA, byte_level_tokenizer())
+    roomy = Machine.assume("cpu:16GB")
+
+    def chosen(*arguments: str, tier: str | None = None) -> Source:
+        return Startup(settings(tmp_path, *arguments), Engine(), detect=lambda: roomy).source(
+            tmp_path / "small", "small", tier
+        )
+
+    source = chosen("--context", "128")
+    assert (source.name, source.tier, source.context, source.device) == ("small", "fp32", 128, "cpu")
+    assert source.store == tmp_path / "quantized" and "FP32" in source.reason
+    assert chosen("--tier", "int8").tier == "int8"
+    assert chosen("--tier", "int8", tier="int4").tier == "int4"  # the page's choice
 
 
-def test_a_large_checkpoint_is_kept_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatapp.planner.SMALL", 10)
-    for name in ("a.safetensors", "b.safetensors"):
-        (tmp_path / name).write_bytes(b"123456")
-    assert Startup(settings(tmp_path), Engine()).source(tmp_path, "large").tier == "fp16"
+@pytest.mark.usefixtures("really_planned")
+def test_what_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
+    save_folder(tmp_path / "small", LLAMA, byte_level_tokenizer())
+    full = Machine.assume("cpu:0.5GB")
+    with pytest.raises(EngineError, match="small could not be loaded: .* needs .* GiB"):
+        Startup(settings(tmp_path), Engine(), detect=lambda: full).source(tmp_path / "small", "small")
 
 
-def test_what_can_not_be_a_path_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="can't be a checkpoint"):
-        Startup(settings(tmp_path), Engine()).source(Path("a whole text pasted by mistake " * 200), "x")
+@pytest.mark.usefixtures("really_planned")
+def test_the_loaded_model_s_memory_counts_as_free(tmp_path: Path) -> None:
+    save_folder(tmp_path / "small", LLAMA, byte_level_tokenizer())
+    engine = Engine()
+    machine = Machine.assume("cpu:2GB")
+    startup = Startup(settings(tmp_path), engine, detect=lambda: machine)
+    engine.load(startup.source(tmp_path / "small", "small"))
+    assert startup.machine().ram_free == machine.ram_free + engine.nbytes > machine.ram_free
 
 
-def test_a_link_to_nowhere_inside_a_checkpoint_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(EngineError, match="No such file"):
-        Startup(settings(tmp_path), Engine()).source(tmp_path, "x")
+@pytest.mark.usefixtures("really_planned")
+@pytest.mark.parametrize("pasted", ["a whole text pasted by mistake " * 200, "nowhere"])
+def test_what_is_no_checkpoint_is_a_sentence(tmp_path: Path, pasted: str) -> None:
+    with pytest.raises(EngineError, match="x could not be loaded: "):
+        Startup(settings(tmp_path), Engine()).source(Path(pasted), "x")
 
 
 def test_stopping_ends_a_fetch_and_says_nothing(

@@ -21,7 +21,7 @@ from ..checkpoints import FetchError
 from ..engine import EngineError
 from ..library import LibraryError
 from ..session import Chat, Reply
-from ..settings import Settings
+from ..settings import TIERS, Settings
 from ..startup import Startup
 from ..texts import preferred, say
 from . import render
@@ -145,8 +145,8 @@ class Handlers:
 
     # Model
 
-    def choose_model(self, chosen: str | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Loads a checkpoint of the list, or what was pasted as a path: family, model, format, state, timer."""
+    def choose_model(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Loads a checkpoint of the list, or what was pasted as a path: family, model, tier, format, state, timer."""
         language = self.language(request)
         pasted = (chosen or "").strip().strip('"')
         if not pasted:  # the box was emptied
@@ -154,10 +154,12 @@ class Handlers:
             return
         known = {found.name: found.path for found in self._found()}
         path = known.get(chosen) or Path(os.path.expanduser(pasted))
-        yield (*(gr.skip(),) * 4, gr.Timer(active=True))
+        name = chosen if chosen in known else checkpoints.name_of(path)
+        if self._chat.engine.busy:
+            gr.Info(say(language, "waits", name=render.escape(name)))
+        yield (*(gr.skip(),) * 5, gr.Timer(active=True))
         try:
-            name = chosen if chosen in known else checkpoints.name_of(path)
-            self._chat.engine.load(self._startup.source(path, name))
+            self._chat.engine.load(self._startup.source(path, name, tier or "auto"))
         except EngineError as error:
             _warn(error)
         yield *self._models(language), *self.tick(request)
@@ -174,14 +176,19 @@ class Handlers:
             _warn(error)
         return self._formats(self.language(request)), self.state(request)
 
-    def _models(self, language: str) -> tuple[Any, Any, Any]:
-        """Family, model and chat format as they are now."""
+    def _models(self, language: str) -> tuple[Any, Any, Any, Any]:
+        """Family, model, tier and chat format as they are now."""
         found, status = self._found(), self._chat.engine.status
         names = {**checkpoints.FAMILIES, "": say(language, "family_other")}
         families = [(names[family], family) for family in names if any(family == each.family for each in found)]
         family = gr.update(choices=[(say(language, "family_all"), ALL), *families], value=ALL)
         model = gr.update(choices=[each.name for each in found], value=status.name or None)
-        return family, model, self._formats(language)
+        return family, model, self._tiers(language), self._formats(language)
+
+    def _tiers(self, language: str) -> Any:
+        source = self._chat.engine.source
+        choices = [(say(language, "tier_auto"), "auto"), *((tier.upper(), tier) for tier in TIERS[1:])]
+        return gr.update(choices=choices, value=source.asked_tier if source else self._settings.tier)
 
     def _formats(self, language: str) -> Any:
         rows = [(title, name) for name, title in models.chat_formats().items()]

@@ -101,6 +101,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
+    tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
     state = gr.HTML(elem_id="state")
     with gr.Accordion(label("chat_format"), open=False, elem_id="format-section"):
         chat_format = gr.Dropdown(
@@ -119,6 +120,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "conversations": conversations,
         "family": family,
         "model": model,
+        "tier": tier,
         "chat_format": chat_format,
         "state": state,
         "base": base,
@@ -167,7 +169,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         return [parts[name] for name in names]
 
     shown = ("messages", "sources", "progress")
-    model = ("family", "model", "chat_format")
+    model = ("family", "model", "tier", "chat_format")
     quiet = {"show_progress": "hidden"}
     page.load(
         handlers.open_page,
@@ -193,7 +195,8 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"]], **quiet)
     parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)
     parts["conversation"].change(handlers.keep_conversation, only("conversation", "kept"), only("kept"), **quiet)
-    parts["model"].input(handlers.choose_model, only("model"), [*only(*model, "state"), timer], **quiet)
+    for name in ("model", "tier"):
+        parts[name].input(handlers.choose_model, only("model", "tier"), [*only(*model, "state"), timer], **quiet)
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
     parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)

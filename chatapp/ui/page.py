@@ -177,7 +177,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
     # Ticks while something is being fetched or loaded, then rests.
     timer = gr.Timer(1)
-    timer.tick(handlers.tick, None, [parts["state"], timer], **quiet)
+    timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 
     parts["text"].submit(

@@ -170,6 +170,20 @@ def test_reply_grows_and_stop_ends_it_within_a_second(page: Page) -> None:
     assert len(stopped) >= len(early)
 
 
+def test_new_chat_leaves_a_streaming_reply_behind(page: Page) -> None:
+    ask(page, "Write a long story about a lighthouse in the north, with many details.")
+    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")
+    page.locator("#new-chat").click()
+    expect(page.locator("#messages .message")).to_have_count(0)
+    wait_until_idle(page)
+    page.wait_for_timeout(1000)
+    expect(page.locator("#messages .message")).to_have_count(0)
+    page.locator("#conversations label").first.click()
+    expect(reply(page)).not_to_be_empty()
+    page.reload()
+    expect(page.locator("#messages .user.message")).to_contain_text("lighthouse")
+
+
 def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> None:
     upload(page, "en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf")
     expect(page.locator("#documents .files li")).to_have_count(2)

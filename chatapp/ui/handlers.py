@@ -84,25 +84,28 @@ class Handlers:
     # Chatting
 
     def send(
-        self, text: str, shown: list[dict[str, Any]], conversation: str | None, kept: Kept, request: gr.Request
+        self, text: str, shown: list[dict[str, Any]], conversation: str | None, base: str | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Streams the reply: messages, sources, progress line, conversation, conversations, input, kept."""
+        """Streams the reply: messages, sources, progress line, conversation, conversations, input."""
         language = self.language(request)
         if not text.strip():
-            yield (*(gr.skip(),) * 6, kept)
+            yield (gr.skip(),) * 6
             return
         conversation = conversation or self._chat.store.create().id
-        kept = {**kept, "conversation": conversation}
         shown = [*shown, {"role": "user", "content": render.user(text)}]
         cancel = self._cancels[request.session_hash or ""] = threading.Event()
-        first = (shown, gr.skip(), "", conversation, gr.skip(), _busy(), kept)
-        yield first
+        yield shown, gr.skip(), "", conversation, gr.skip(), _busy()
         try:
             reply = Reply()
-            for reply in _paced(self._chat.send(conversation, text, kept.get("base"), cancel)):
-                yield (*self._reply(shown, reply, language), *(gr.skip(),) * 3, kept)
-            conversations = self._conversations(conversation, language)
-            yield (*self._reply(shown, reply, language), gr.skip(), conversations, _idle(), kept)
+            for reply in _paced(self._chat.send(conversation, text, base or None, cancel)):
+                if self._cancels.get(request.session_hash or "") is not cancel:
+                    continue  # the page shows another conversation by now; this one goes to disk
+                yield (*self._reply(shown, reply, language), *(gr.skip(),) * 3)
+            if self._cancels.get(request.session_hash or "") is cancel:
+                conversations = self._conversations(conversation, language)
+                yield (*self._reply(shown, reply, language), gr.skip(), conversations, _idle())
+            else:
+                yield (gr.skip(),) * 6  # Gradio shows what was yielded last once more
         finally:
             cancel.set()
 
@@ -116,19 +119,24 @@ class Handlers:
             cancel.set()
 
     def leave(self, request: gr.Request) -> None:
-        """The browser has gone: nobody waits for its reply any more."""
+        """Nobody waits for the session's reply any more: the browser has gone, or shows another conversation."""
         if cancel := self._cancels.pop(request.session_hash or "", None):
             cancel.set()
 
     # Conversations
 
     def new_chat(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        language = self.language(request)
-        empty = self.show_conversation(None, request)
-        return (*empty, None, self._conversations(None, language), {**kept, "conversation": None})
+        """Messages, sources, progress line, conversation, input, kept, conversations."""
+        return *self.choose_conversation(None, kept, request), self._conversations(None, self.language(request))
 
     def choose_conversation(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        return (*self.show_conversation(conversation, request), conversation, {**kept, "conversation": conversation})
+        """Messages, sources, progress line, conversation, input, kept. A reply that streams elsewhere is stopped."""
+        self.leave(request)
+        shown = self.show_conversation(conversation, request)
+        return *shown, conversation, _idle(), self.keep_conversation(conversation, kept)
+
+    def keep_conversation(self, conversation: str | None, kept: Kept) -> Kept:
+        return {**kept, "conversation": conversation}
 
     def _conversations(self, chosen: str | None, language: str) -> Any:
         rows = self._chat.store.conversations()

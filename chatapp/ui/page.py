@@ -182,18 +182,17 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
 
     parts["text"].submit(
         handlers.send,
-        only("text", "messages", "conversation", "kept"),
-        only(*shown, "conversation", "conversations", "text", "kept"),
+        only("text", "messages", "conversation", "base"),
+        only(*shown, "conversation", "conversations", "text"),
         concurrency_limit=None,
         **quiet,
     )
     parts["text"].stop(handlers.stop, queue=False)
 
-    chosen = only(*shown, "conversation")
-    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"], parts["kept"]], **quiet)
-    parts["conversations"].input(
-        handlers.choose_conversation, only("conversations", "kept"), [*chosen, parts["kept"]], **quiet
-    )
+    chosen = only(*shown, "conversation", "text", "kept")
+    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"]], **quiet)
+    parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)
+    parts["conversation"].change(handlers.keep_conversation, only("conversation", "kept"), only("kept"), **quiet)
     parts["model"].input(handlers.choose_model, only("model"), [*only(*model, "state"), timer], **quiet)
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import BPE
 
 from models.tokenizers.bpe import BLOOM_SPLIT, BYTE_LETTERS, LLAMA3_SPLIT
+from models.tokenizers.reading import GLM4_SPECIALS
 
 DATA = Path(__file__).parent / "data" / "tokenizers"
 #: A folder whose tokenizers/ holds published tokenizer files, which can't be committed here. Unset, what needs them is
@@ -87,12 +88,21 @@ def _chatml(folder: Path) -> None:
 
 
 def _llama3(folder: Path) -> None:
-    inner = byte_level(LLAMA3_CONTROLS, LLAMA3_SPLIT)
-    begin = "<|begin_of_text|>"
+    _begun(LLAMA3_CONTROLS, ["<|begin_of_text|>"]).save(str(folder / "tokenizer.json"))
+
+
+def _glm4_json(folder: Path) -> None:
+    """GLM-4's tokenizer as its repositories in transformers' form hold it."""
+    _begun(list(GLM4_SPECIALS), ["[gMASK]", "<sop>"]).save(str(folder / "tokenizer.json"))
+
+
+def _begun(specials: list[str], prefix: list[str]) -> Tokenizer:
+    """A byte-level BPE that puts control tokens in front of every sequence."""
+    inner = byte_level(specials, LLAMA3_SPLIT)
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, inner.token_to_id(begin))]
+        single=" ".join([*prefix, "$A"]), special_tokens=[(name, inner.token_to_id(name)) for name in prefix]
     )
-    inner.save(str(folder / "tokenizer.json"))
+    return inner
 
 
 def _llama_json(folder: Path) -> None:
@@ -145,6 +155,7 @@ KINDS = {
     "chatglm2": Kind("chatglm2", GLM | {"_name_or_path": "THUDM/chatglm2-6b"}, _pieces()),
     "chatglm3": Kind("chatglm2", GLM | {"_name_or_path": "THUDM/chatglm3-6b"}, _pieces()),
     "glm4": Kind("chatglm2", GLM | {"seq_length": 131072}, _glm4),
+    "glm4-json": Kind("chatglm2", {"model_type": "glm", "eos_token_id": [0]}, _glm4_json),
     "llama": Kind("llama", {"model_type": "llama"}, _pieces()),
     "llama-new": Kind("llama", {"model_type": "llama"}, _pieces({"legacy": False, "add_bos_token": True})),
     "llama-json": Kind("llama", {"model_type": "llama", "eos_token_id": 2}, _llama_json),

@@ -116,6 +116,7 @@ def page(app: App, browser: Browser) -> Iterator[Page]:
     page = app.watch(context.new_page())
     page.goto(app.address)
     expect(page.locator("#state")).to_contain_text("is ready")
+    expect(page.locator("#model input")).to_have_value("SmolLM2-135M-Instruct.Q4_1")
     yield page
     context.close()
     assert app.complaints == []

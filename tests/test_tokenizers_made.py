@@ -111,6 +111,7 @@ EXPECTED_FRAMES = {  # prefix, suffix and end, by the names of control tokens
     "chatglm2": (["[gMASK]", "sop"], [], "</s>"),
     "chatglm3": (["[gMASK]", "sop"], [], "</s>"),
     "glm4": (["[gMASK]", "<sop>"], [], "<|endoftext|>"),
+    "glm4-json": (["[gMASK]", "<sop>"], [], "<|endoftext|>"),
     "llama": (["<s>"], [], "</s>"),
     "llama-new": (["<s>"], [], "</s>"),
     "llama-json": ([], [], "</s>"),

@@ -77,9 +77,11 @@ class Handlers:
         embedded = status.name.startswith(checkpoints.DEFAULT_MODEL)
         return render.engine_state(status, self._startup.fetching, embedded, self.language(request))
 
-    def tick(self, request: gr.Request) -> tuple[str, Any]:
-        """The model's state, and whether to go on asking for it."""
-        return self.state(request), gr.Timer(active=self._chat.engine.status.state in ("empty", "loading"))
+    def tick(self, request: gr.Request) -> tuple[Any, ...]:
+        """Family, model, tier, chat format, state, and whether to go on asking: not once a model is there."""
+        going_on = self._chat.engine.status.state in ("empty", "loading")
+        model = (gr.skip(),) * 4 if going_on else self._models(self.language(request))
+        return *model, self.state(request), gr.Timer(active=going_on)
 
     # Chatting
 
@@ -150,7 +152,7 @@ class Handlers:
         language = self.language(request)
         pasted = (chosen or "").strip().strip('"')
         if not pasted:  # the box was emptied
-            yield *self._models(language), *self.tick(request)
+            yield (*self._models(language), self.state(request), gr.skip())
             return
         known = {found.name: found.path for found in self._found()}
         path = known.get(chosen) or Path(os.path.expanduser(pasted))
@@ -162,7 +164,7 @@ class Handlers:
             self._chat.engine.load(self._startup.source(path, name, tier or "auto"))
         except EngineError as error:
             _warn(error)
-        yield *self._models(language), *self.tick(request)
+        yield (*self._models(language), self.state(request), gr.Timer(active=False))
 
     def choose_family(self, family: str) -> Any:
         """Shows the checkpoints of one family, or all."""

@@ -101,12 +101,10 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
-    tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
     state = gr.HTML(elem_id="state")
-    with gr.Accordion(label("chat_format"), open=False, elem_id="format-section"):
-        chat_format = gr.Dropdown(
-            [], label=label("chat_format"), show_label=False, info=label("chat_format_info"), elem_id="format"
-        )
+    with gr.Accordion(label("model_more"), open=False, elem_id="format-section"):
+        tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
+        chat_format = gr.Dropdown([], label=label("chat_format"), info=label("chat_format_info"), elem_id="format")
     base = gr.Dropdown([], label=label("base"), info=label("base_info"), interactive=True, elem_id="base")
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
@@ -179,7 +177,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
     # Ticks while something is being fetched or loaded, then rests.
     timer = gr.Timer(1)
-    timer.tick(handlers.tick, None, [parts["state"], timer], **quiet)
+    timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 
     parts["text"].submit(

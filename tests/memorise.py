@@ -35,7 +35,8 @@ from models.formats import open_checkpoint
 from models.registry import resolve
 from models.sampling import penalised
 from models.tokenizer import Place, Tokenizer, read_tokenizer
-from tests import configs, made_tokenizers, tiny
+from tests import made_tokenizers, tiny
+from tests.configs import CONFIGS
 
 Dialogue = tuple[tuple[str, str], ...]
 """Questions and their replies."""
@@ -60,8 +61,14 @@ STEPS, RATE, MOST_CYCLES = 100, 4e-3, 8
 MARGIN = 5.0
 #: Vocabularies are padded to a multiple of this, as the published ones are.
 PADDING = 64
-HIDDEN, INNER, LAYERS, HEADS = SIZE = (96, 192, 3, 6)
+HIDDEN, INNER, LAYERS, HEADS = 96, 192, 3, 6
 HEAD_SIZE = HIDDEN // HEADS
+SIZE = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
 
 
 def as_trained(weights: Weights) -> Weights:
@@ -149,13 +156,7 @@ GLM = {
     "num_attention_heads": HEADS,
     "kv_channels": HEAD_SIZE,
 }
-GLM_TRANSFORMERS = {
-    "hidden_size": HIDDEN,
-    "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "head_dim": HEAD_SIZE,
-}
+GLM_TRANSFORMERS = SIZE | {"head_dim": HEAD_SIZE}
 GLM4_END = {"eos_token_id": ["<|endoftext|>", "<|user|>", "<|observation|>"]}
 #: The authors' code decides how LLaMA-2 is talked to; of its template only these marks are looked for.
 LLAMA2_TEMPLATE = "{{ '[INST] <<SYS>>' }}"
@@ -171,9 +172,8 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="chatglm",
         chat_format="chatglm",
         tokenizer="chatglm",
-        config=configs.chatglm_6b(
-            hidden_size=HIDDEN, inner_hidden_size=INNER, num_layers=LAYERS, num_attention_heads=HEADS
-        ),
+        config=CONFIGS["THUDM/chatglm-6b"]
+        | {"hidden_size": HIDDEN, "inner_hidden_size": INNER, "num_layers": LAYERS, "num_attention_heads": HEADS},
         ids={
             "mask_token_id": "[MASK]",
             "gmask_token_id": "[gMASK]",
@@ -188,7 +188,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="chatglm2",
         chat_format="chatglm2",
         tokenizer="chatglm2",
-        config=configs.chatglm2_6b(**GLM),
+        config=CONFIGS["THUDM/chatglm2-6b"] | GLM,
         place="start",
         dated=True,
     ),
@@ -196,7 +196,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="chatglm2",
         chat_format="chatglm3",
         tokenizer="chatglm3",
-        config=configs.chatglm3_6b(**GLM),
+        config=CONFIGS["THUDM/chatglm3-6b"] | GLM,
         answer=("\n", "{}"),
         place="control",
         stop="<|user|>",
@@ -206,7 +206,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="chatglm2",
         chat_format="glm4",
         tokenizer="glm4",
-        config=configs.glm_4(rope_ratio=500, **GLM),
+        config=CONFIGS["THUDM/glm-4-9b-chat"] | GLM,
         generation={"do_sample": True, "temperature": 0.8, "top_p": 0.8},
         ids=GLM4_END,
         answer=("\n{}",),
@@ -217,7 +217,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="chatglm2",
         chat_format="glm4",
         tokenizer="glm4-json",
-        config=configs.glm_4_hf() | GLM_TRANSFORMERS,
+        config=CONFIGS["THUDM/glm-4-9b-chat-hf"] | GLM_TRANSFORMERS,
         ids=GLM4_END,
         answer=("\n{}",),
         place="control",
@@ -228,7 +228,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="llama",
         chat_format="vicuna",
         tokenizer="llama",
-        config=configs.llama_2(*SIZE),
+        config=CONFIGS["lmsys/vicuna-7b-v1.5"] | SIZE | {"num_key_value_heads": HEADS},
         generation={"do_sample": True, "temperature": 0.9, "top_p": 0.6},
         answer=(" {}",),
     ),
@@ -236,7 +236,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="llama",
         chat_format="llama-2",
         tokenizer="llama-new",
-        config=configs.llama_2(*SIZE),
+        config=CONFIGS["meta-llama/Llama-2-7b-chat-hf"] | SIZE | {"num_key_value_heads": HEADS},
         settings={"legacy": False, "add_bos_token": True, "chat_template": LLAMA2_TEMPLATE},
         generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9},
         answer=(" {} ",),
@@ -245,7 +245,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="llama",
         chat_format="template",
         tokenizer="llama-3",
-        config=configs.llama_3(*SIZE, factor=8.0, num_key_value_heads=2),
+        config=CONFIGS["meta-llama/Llama-3.1-8B-Instruct"] | SIZE | {"num_key_value_heads": 2},
         settings={"bos_token": "<|begin_of_text|>", "chat_template": LLAMA3_TEMPLATE},
         generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9},
         ids={"eos_token_id": ["<|end_of_text|>", "<|eot_id|>"]},
@@ -255,7 +255,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="llama",
         chat_format="chatml",
         tokenizer="chatml",
-        config=configs.smollm2(*SIZE, kv_heads=2),
+        config=CONFIGS["HuggingFaceTB/SmolLM2-135M-Instruct"] | SIZE | {"num_key_value_heads": 2},
         ids={"eos_token_id": "<|im_end|>"},
         stop="<|im_end|>",
     ),
@@ -263,14 +263,14 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="bloom",
         chat_format="belle",
         tokenizer="bloom",
-        config=configs.bloom(HIDDEN, LAYERS, HEADS),
+        config=CONFIGS["BelleGroup/BELLE-7B-2M"] | {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS},
         answer=(" {}",),
     ),
     "Baichuan-13B-Chat": Recipe(
         architecture="baichuan",
         chat_format="baichuan",
         tokenizer="baichuan",
-        config=configs.baichuan(*SIZE, model_max_length=4096),
+        config=CONFIGS["baichuan-inc/Baichuan-13B-Chat"] | SIZE,
         generation=BAICHUAN_SAMPLING | {"repetition_penalty": 1.1},
         ids={"user_token_id": "<reserved_102>", "assistant_token_id": "<reserved_103>"},
         place="control",
@@ -279,7 +279,7 @@ RECIPES: Mapping[str, Recipe] = {
         architecture="baichuan",
         chat_format="baichuan2",
         tokenizer="baichuan2",
-        config=configs.baichuan(*SIZE, **configs.BOTH, **configs.BAICHUAN2),
+        config=CONFIGS["baichuan-inc/Baichuan2-7B-Chat"] | SIZE,
         generation=BAICHUAN_SAMPLING | {"repetition_penalty": 1.05},
         ids={"user_token_id": "<reserved_106>", "assistant_token_id": "<reserved_107>"},
         place="control",
@@ -422,7 +422,7 @@ def one_thread() -> Iterator[None]:
 ROOT = Path(__file__).parent.parent
 #: What the trained weights depend on.
 SOURCES = (
-    "tests/memorise.py", "tests/made_tokenizers.py", "tests/configs.py", "tests/tiny.py",
+    "tests/memorise.py", "tests/made_tokenizers.py", "chatapp/known_checkpoints.json", "tests/tiny.py",
     "tests/data/tokenizers/text.txt", "models/*.py", "models/tokenizers/*.py",
 )  # fmt: skip
 #: Seconds that checkpoints of other sources are kept: another branch may be using the same cache.

@@ -18,7 +18,9 @@ from pathlib import Path
 import gguf
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
-from tiny import LLAMA, save_folder
+
+from tests.memorise import checkpoint, one_thread
+from tests.tiny import LLAMA, save_folder
 
 ROOT = Path(__file__).parent.parent
 PDF = Path(__file__).parent / "data" / "pdf"
@@ -56,10 +58,14 @@ class App:
 
 
 @pytest.fixture(scope="module")
-def app(default_model: Path, embedder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+def app(
+    default_model: Path, embedder_folder: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[App]:
     data = tmp_path_factory.mktemp("数据 data")
     (data / "checkpoints").mkdir()
-    for folder in (default_model.parent, embedder_folder):
+    with one_thread():
+        memorised = checkpoint("chatglm2-6b", data_folder / "memorised")
+    for folder in (default_model.parent, embedder_folder, memorised):
         os.symlink(folder.resolve(), data / "checkpoints" / folder.name)
     log = (data / "log.txt").open("w+")
     command = [sys.executable, "app.py", "--data", str(data), "--port", "17860"]
@@ -261,6 +267,35 @@ def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: A
         expect(page.locator("#state")).to_contain_text("SmolLM2-135M-Instruct.Q4_1 is ready")
     ask(page, "What is the capital of France? Answer in one sentence.")
     expect(reply(page)).to_contain_text("Paris")
+
+
+def choose(page: Page, dropdown: str, option: str) -> None:
+    page.locator(f"{dropdown} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_family_checkpoint_precision_and_format_are_chosen_on_the_page(page: Page) -> None:
+    choose(page, "#family", "ChatGLM")
+    page.locator("#model input").click()
+    expect(page.get_by_role("option")).to_have_text(["chatglm2-6b"])
+    page.get_by_role("option", name="chatglm2-6b").click()
+    expect(page.locator("#state")).to_contain_text("chatglm2-6b is ready at FP32. Chat format: ChatGLM2-6B.")
+    page.locator("#format-section > button").click()
+    choose(page, "#tier", "INT4")
+    expect(page.locator("#state")).to_contain_text("chatglm2-6b is ready at INT4")
+    expect(page.locator("#state")).to_contain_text("GiB that are free on the CPU")
+    ask(page, "请背一首诗。")
+    expect(reply(page)).to_contain_text("春眠不觉晓，处处闻啼鸟。")
+    expect(reply(page)).to_contain_text("夜来风雨声，花落知多少？")
+    wait_until_idle(page)
+    choose(page, "#format", "Plain 问/答 frame (base)")
+    expect(page.locator("#state")).to_contain_text("续写")
+    choose(page, "#format", "Llama 3 Instruct")
+    expect(page.locator(".toast-body").last).to_contain_text("tokenizer lacks")
+    choose(page, "#tier", "Automatic")
+    choose(page, "#family", "All families")
+    choose(page, "#model", "SmolLM2-135M-Instruct.Q4_1")
+    expect(page.locator("#state")).to_contain_text("SmolLM2-135M-Instruct.Q4_1 is ready at INT4")
 
 
 def test_interface_speaks_chinese_and_fits_a_phone(app: App, browser: Browser) -> None:

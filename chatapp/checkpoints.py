@@ -216,7 +216,8 @@ def find(folders: Iterable[Path]) -> list[Found]:
 def _candidates(folder: Path) -> Iterator[Path]:
     for depth in ("", "*/", "*/*/"):
         for config in folder.glob(f"{depth}config.json"):
-            if not _is_embedder(config.parent) and not _is_unfinished(config, folder):
+            inside_embedder = _is_embedder(config.parent) or _is_embedder(config.parent.parent)  # 1_Pooling/config.json
+            if not inside_embedder and not _is_unfinished(config, folder):
                 yield config.parent
         for file in folder.glob(f"{depth}*.gguf"):
             if file.is_file() and not _is_unfinished(file, folder):

@@ -271,13 +271,13 @@ def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: A
 
 def choose(page: Page, dropdown: str, option: str) -> None:
     page.locator(f"{dropdown} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
+    page.get_by_role("option", name=option).click()
 
 
 def test_family_checkpoint_precision_and_format_are_chosen_on_the_page(page: Page) -> None:
     choose(page, "#family", "ChatGLM")
     page.locator("#model input").click()
-    expect(page.get_by_role("option")).to_have_text(["chatglm2-6b"])
+    expect(page.get_by_role("option")).to_have_count(1)
     page.get_by_role("option", name="chatglm2-6b").click()
     expect(page.locator("#state")).to_contain_text("chatglm2-6b is ready at FP32. Chat format: ChatGLM2-6B.")
     page.locator("#format-section > button").click()
@@ -288,9 +288,9 @@ def test_family_checkpoint_precision_and_format_are_chosen_on_the_page(page: Pag
     expect(reply(page)).to_contain_text("春眠不觉晓，处处闻啼鸟。")
     expect(reply(page)).to_contain_text("夜来风雨声，花落知多少？")
     wait_until_idle(page)
-    choose(page, "#format", "Plain 问/答 frame (base)")
+    choose(page, "#format", "问答 / Q&A frame (base)")
     expect(page.locator("#state")).to_contain_text("续写")
-    choose(page, "#format", "Llama 3 Instruct")
+    choose(page, "#format", "Llama-3-Instruct")
     expect(page.locator(".toast-body").last).to_contain_text("tokenizer lacks")
     choose(page, "#tier", "Automatic")
     choose(page, "#family", "All families")

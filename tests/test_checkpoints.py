@@ -303,6 +303,13 @@ def test_families_are_told_from_configs_and_gguf_headers(tmp_path: Path) -> None
     }
 
 
+def test_the_parts_of_an_embedding_model_are_no_checkpoints(tmp_path: Path) -> None:
+    make_folder(tmp_path / "e5", "config.json")
+    make_folder(tmp_path / "e5", "modules.json")
+    make_folder(tmp_path / "e5" / "1_Pooling", "config.json")
+    assert find([tmp_path]) == []
+
+
 def test_a_folder_that_is_a_checkpoint_itself_is_found(tmp_path: Path) -> None:
     make_folder(tmp_path / "chatglm-6b", "config.json")
     assert find([tmp_path / "chatglm-6b"]) == [Found("chatglm-6b", tmp_path / "chatglm-6b")]

@@ -63,6 +63,7 @@ class Handlers:
             self._documents(base, (), language),
             *self._models(language),
             self.state(request),
+            self._timer(),
         )
 
     def show_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -79,9 +80,12 @@ class Handlers:
 
     def tick(self, request: gr.Request) -> tuple[Any, ...]:
         """Family, model, tier, chat format, state, and whether to go on asking: not once a model is there."""
-        going_on = self._chat.engine.status.state in ("empty", "loading")
-        model = (gr.skip(),) * 4 if going_on else self._models(self.language(request))
-        return *model, self.state(request), gr.Timer(active=going_on)
+        timer = self._timer()
+        model = (gr.skip(),) * 4 if timer.active else self._models(self.language(request))
+        return *model, self.state(request), timer
+
+    def _timer(self) -> gr.Timer:
+        return gr.Timer(active=self._chat.engine.status.state in ("empty", "loading"))
 
     # Chatting
 

@@ -169,14 +169,13 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     shown = ("messages", "sources", "progress")
     model = ("family", "model", "tier", "chat_format")
     quiet = {"show_progress": "hidden"}
+    timer = gr.Timer(1)  # ticks while something is being fetched or loaded, then rests
     page.load(
         handlers.open_page,
         only("kept"),
-        only(*shown, "conversations", "base", "documents", *model, "state"),
+        [*only(*shown, "conversations", "base", "documents", *model, "state"), timer],
         **quiet,
     ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
-    # Ticks while something is being fetched or loaded, then rests.
-    timer = gr.Timer(1)
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 

@@ -171,8 +171,10 @@ class Handlers:
         yield (*self._models(language), self.state(request), gr.Timer(active=False))
 
     def choose_family(self, family: str) -> Any:
-        """Shows the checkpoints of one family, or all."""
-        return gr.update(choices=[found.name for found in self._found() if family in (ALL, found.family)])
+        """Shows the checkpoints of one family, or all; the loaded one stays chosen where it is among them."""
+        names = [found.name for found in self._found() if family in (ALL, found.family)]
+        loaded = self._chat.engine.status.name
+        return gr.update(choices=names, value=loaded if loaded in names else None)
 
     def choose_format(self, name: str, request: gr.Request) -> tuple[Any, str]:
         """Makes the model talk in another chat format; if it can't, the former stays: format, state."""

@@ -276,6 +276,7 @@ def choose(page: Page, dropdown: str, option: str) -> None:
 
 def test_family_checkpoint_precision_and_format_are_chosen_on_the_page(page: Page) -> None:
     choose(page, "#family", "ChatGLM")
+    expect(page.locator("#model input")).to_have_value("")
     page.locator("#model input").click()
     expect(page.get_by_role("option")).to_have_count(1)
     page.get_by_role("option", name="chatglm2-6b").click()

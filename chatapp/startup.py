@@ -46,6 +46,7 @@ class Startup:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="startup", daemon=True)
         self.fetching = Fetching()
+        self.notes: tuple[str, ...] = ()  #: what is in the way of this machine's hardware, in sentences
 
     def start(self) -> None:
         self._thread.start()
@@ -57,6 +58,9 @@ class Startup:
             self._thread.join(seconds)
 
     def run(self) -> None:
+        self.notes = self._detect().notes
+        for note in self.notes:
+            self._say(note)
         try:
             self._load_model()
             self.embeddings().embed_query("warm")  # imports and loads it before it is first needed

@@ -1,7 +1,9 @@
 """The one loaded model and its queue."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -427,3 +429,22 @@ def test_values_that_are_no_numbers_are_a_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loaded.model, "forward", lambda *args, **more: whole(*args, **more) * torch.nan)
     with pytest.raises(EngineError, match="not numbers; try another tier"):
         list(start(ready_engine(loaded)))
+
+
+def test_the_former_model_is_released_before_another_is_read() -> None:
+    """Both at once would need the memory of two."""
+    alive: list[bool] = []
+    former: list[weakref.ref] = []
+
+    def load(path: Path, **options: Any) -> LoadedModel:
+        gc.collect()
+        alive.extend(each() is not None for each in former)
+        loaded = scripted("Hello")
+        former.append(weakref.ref(loaded.model))
+        return loaded
+
+    engine = Engine(load)
+    for name in ("first", "second", "third"):
+        engine.load(source(name))
+        list(engine.stream(lambda loaded: plan(loaded, [], lambda _: "Hi"), {}, threading.Event()))
+    assert alive == [False, False, False]

@@ -124,16 +124,16 @@ def test_passages_are_inert(text: str) -> None:
 @pytest.mark.parametrize("text", ATTACKS)
 def test_sentences_about_failures_are_inert(text: str) -> None:
     check_inert(render.reply_message(Reply(state="failed", failure=text), "en")["content"], text)
-    check_inert(render.engine_state(Status("failed", message=text), Fetching(), False, "en"), text)
-    check_inert(render.engine_state(Status("empty"), Fetching(failure=text), False, "en"), text)
-    check_inert(render.engine_state(Status("ready"), Fetching(failure=text), False, "en"), text)
+    check_inert(render.engine_state(Status("failed", message=text), Fetching(), (), False, "en"), text)
+    check_inert(render.engine_state(Status("empty"), Fetching(failure=text), (), False, "en"), text)
+    check_inert(render.engine_state(Status("ready"), Fetching(failure=text), (), False, "en"), text)
 
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_names_of_models_are_inert(text: str) -> None:
     name = text.replace("\n", " ").replace("\r", " ")
-    check_inert(render.engine_state(Status("loading", name), Fetching(), False, "en"), name)
-    check_inert(render.engine_state(Status("ready", name), Fetching(), False, "zh"), name)
+    check_inert(render.engine_state(Status("loading", name), Fetching(), (), False, "en"), name)
+    check_inert(render.engine_state(Status("ready", name), Fetching(), (), False, "zh"), name)
 
 
 def test_a_warning_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +273,11 @@ def test_a_reply_of_one_token_has_no_speed() -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_state_of_the_engine_has_its_words(language: str) -> None:
-    fetching = render.engine_state(Status("empty"), Fetching("SmolLM2", 30_000_000, 90_000_000), False, language)
+    fetching = render.engine_state(Status("empty"), Fetching("SmolLM2", 30_000_000, 90_000_000), (), False, language)
     assert "30" in Checked(fetching).seen and "90" in Checked(fetching).seen and "<progress" in fetching
-    loading = render.engine_state(Status("loading", "m", 1, 0), Fetching(), False, language)
+    loading = render.engine_state(Status("loading", "m", 1, 0), Fetching(), (), False, language)
     assert 'max="1"' in loading
-    empty = render.engine_state(Status("empty"), Fetching(), False, language)
-    ready = render.engine_state(Status("ready", "m"), Fetching(), False, language)
-    small = render.engine_state(Status("ready", "m"), Fetching(), True, language)
+    empty = render.engine_state(Status("empty"), Fetching(), (), False, language)
+    ready = render.engine_state(Status("ready", "m"), Fetching(), (), False, language)
+    small = render.engine_state(Status("ready", "m"), Fetching(), (), True, language)
     assert len({fetching, loading, empty, ready, small}) == 5 and "m" in Checked(ready).seen

@@ -76,7 +76,9 @@ class Handlers:
     def state(self, request: gr.Request) -> str:
         status = self._chat.engine.status
         embedded = status.name.startswith(checkpoints.DEFAULT_MODEL)
-        return render.engine_state(status, self._startup.fetching, embedded, self.language(request))
+        return render.engine_state(
+            status, self._startup.fetching, self._startup.notes, embedded, self.language(request)
+        )
 
     def tick(self, request: gr.Request) -> tuple[Any, ...]:
         """Family, model, tier, chat format, state, and whether to go on asking: not once a model is there."""

@@ -142,7 +142,7 @@ def _left_out(reply: Reply, language: str) -> list[str]:
     return [*left_out, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else left_out
 
 
-def engine_state(status: Status, fetching: Fetching, embedded: bool, language: str) -> str:
+def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
     """The state of the model under its dropdown."""
     if fetching.total:
         megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
@@ -155,7 +155,7 @@ def engine_state(status: Status, fetching: Fetching, embedded: bool, language: s
         lines += [escape(status.reason)] if status.reason else []
         lines += [say(language, "base_model")] if status.base else []
         lines += [say(language, "small_model")] if embedded else []
-        lines += [f"⚠ {escape(fetching.failure)}"] if fetching.failure else []
+        lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
         return "".join(f'<p class="hint">{line}</p>' for line in lines)
     reason = status.message or fetching.failure
     return f'<p class="hint">{"⚠ " + escape(reason) if reason else say(language, "state_empty")}</p>'

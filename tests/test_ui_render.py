@@ -141,7 +141,7 @@ def test_a_warning_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
     handlers = handlers_of(tmp_path)
     request = gr.Request(headers={"accept-language": "en"})
-    list(handlers.choose_model("/x/<img src=x onerror=alert(1)>", request))
+    list(handlers.choose_model("/x/<img src=x onerror=alert(1)>", "auto", request))
     check_inert(said[0], "<img src=x onerror=alert(1)> does not exist")
 
 
@@ -174,7 +174,7 @@ def test_whatever_is_pasted_as_a_model_is_answered(
     said = []
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
     handlers = handlers_of(tmp_path)
-    steps = list(handlers.choose_model(chosen, gr.Request(headers={})))
+    steps = list(handlers.choose_model(chosen, "auto", gr.Request(headers={})))
     assert len(steps) >= 1
     assert len(said) == (1 if (chosen or "").strip().strip('"') else 0)
     assert not any("\n" in sentence for sentence in said)

@@ -12,7 +12,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,9 +109,9 @@ def test_up_to_sixteen_rows_equal_single_rows(fast: Kernel, shape: tuple[int, in
     """Bit for bit: a token that was guessed and checked among others is the one that would have come alone."""
     x, bias = random(16, shape[1], seed=1), random(shape[0], seed=2)
     half = random(*shape).half()
-    products: list[Callable] = [lambda rows: fast.multiply_halves(rows, half, bias)]
-    for bits in (4, 8):
-        products.append(lambda rows, weight=quantize(random(*shape), bits): fast.multiply(rows, weight, bias))
+    packed = [quantize(half, bits) for bits in (4, 8)]
+    products: list[Callable] = [partial(fast.multiply_halves, weight=half, bias=bias)]
+    products += [partial(fast.multiply, weight=weight, bias=bias) for weight in packed]
     for product in products:
         single = torch.cat([product(row) for row in x.split(1)])
         for count in range(2, 17):
@@ -173,6 +175,12 @@ def test_sizes_that_do_not_match_are_refused(fast: Kernel) -> None:
             fast.multiply(x, weight, bias)
         with pytest.raises(ValueError, match="don't match a matrix of 9 rows and 100 columns"):
             fast.multiply_halves(x, random(9, 100).half(), bias)
+
+
+def test_out_of_memory(fast: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_library", SimpleNamespace(quatrain_multiply=lambda *arguments: -1))
+    with pytest.raises(MemoryError, match="Memory ran out"):
+        fast.multiply(random(1, 100), quantize(random(9, 100), 8), None)
 
 
 def test_operands_that_lie_otherwise(fast: Kernel) -> None:

@@ -1,4 +1,4 @@
-"""The C kernels beside the specification in PyTorch, on this machine's instructions and without them; and their absence.
+"""The C kernels beside the specification in PyTorch, with this machine's instructions and without; and their absence.
 
 The kernels round each group of 32 activations to bytes (steps of absmax/127). Beside PyTorch's product of the same
 rounded numbers they differ by the order of adding only; beside that of the numbers themselves by half a step for each

@@ -11,6 +11,7 @@ import torch
 
 from .base import BaseModel
 from .cache import KVCache
+from .prompts import overlap
 from .sampling import Sampling, make_sampler
 from .tokenizer import StreamDecoder
 
@@ -185,12 +186,6 @@ class _StoppableText:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stop_texts), default=0)
+        keep = max((overlap(text, stop) for stop in self._stop_texts), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of text may be the beginning of stop."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -10,7 +10,6 @@ import gguf
 import pytest
 import sentencepiece
 import transformers
-from safetensors.torch import save_file
 
 import models
 from models.base import CheckpointError
@@ -21,6 +20,7 @@ from models.templates import TemplateFormat
 from models.tokenizers.base import TextTokenizer
 from models.tokenizers.reading import read_tokenizer
 from tests.made_tokenizers import DATA, IDENTITY, KINDS, PUBLISHED, make_folder, piece_model
+from tests.tiny import save_folder
 
 FIRST_CONTROL = 0x110000
 
@@ -684,9 +684,7 @@ def loaded(tmp_path_factory):
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 2, "vocab_size": 700, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    module = models.registry.resolve(config).module()
-    save_file(module.Model(module.ModelArgs.from_dict(config)).state_dict(), folder / "model.safetensors")
+    save_folder(folder, config)
     return models.load(folder)
 
 

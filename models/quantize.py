@@ -9,6 +9,7 @@ and Q4_0 .090 at 4.5 bits; INT8 .0057, as Q8_0.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -134,19 +135,52 @@ def _side_by_side(values: torch.Tensor) -> torch.Tensor:
     return whole.view(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
 
 
-AT_ONCE = 2**22  #: weights that are quantized in one go: more would need more memory than the matrix itself
+#: Groups that are fitted at once: few enough to stay in the cache, and for PyTorch to leave each step to one thread
+#: (its own threads wait for each other at every step, which costs most of the time where other programs run).
+TILE = 1000
 
 
 def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:
-    """The packed form nearest to a float matrix [rows, columns]."""
-    rows = max(AT_ONCE // (weight.shape[1] * ROWS), 1) * ROWS
-    parts = [_quantize_rows(part, bits) for part in weight.split(rows)]
-    blocks, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("blocks", "scales"))
-    minimums = None if parts[0].minimums is None else torch.cat([part.minimums for part in parts])
-    return PackedMatrix(bits, *weight.shape, blocks, scales, minimums)
+    """The packed form nearest to a float matrix [rows, columns]; all cores work on it, a tile at a time."""
+    packed = _unfilled(bits, *weight.shape)
+    tiles = list(_tiles(*packed.scales.shape[:2]))
+    threads = torch.get_num_threads()
+
+    def fill(first: int) -> None:
+        for blocks, groups in tiles[first::threads]:
+            rows = slice(blocks.start * ROWS, blocks.stop * ROWS)
+            part = weight[rows, groups.start * GROUP : groups.stop * GROUP]
+            _put(packed, (blocks, groups), _quantize_tile(part, bits))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, range(threads)))  # the list raises what a thread raised
+    return packed
 
 
-def _quantize_rows(weight: torch.Tensor, bits: int) -> PackedMatrix:
+def _unfilled(bits: int, rows: int, columns: int) -> PackedMatrix:
+    blocks, groups = -(-rows // ROWS), -(-columns // GROUP)
+    lanes = GROUP // LANE * bits // 8
+    scales, minimums = (torch.empty(blocks, groups, ROWS, dtype=torch.float16) for _ in range(2))
+    integers = torch.empty(blocks, groups, lanes, ROWS, LANE, dtype=torch.uint8)
+    return PackedMatrix(bits, rows, columns, integers, scales, minimums if bits == 4 else None)
+
+
+def _tiles(blocks: int, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts a matrix of so many blocks of rows, each of so many groups, into tiles of at most TILE groups."""
+    high, wide = max(TILE // (groups * ROWS), 1), min(groups, TILE // ROWS)
+    for block in range(0, blocks, high):
+        for group in range(0, groups, wide):
+            yield slice(block, min(block + high, blocks)), slice(group, min(group + wide, groups))
+
+
+def _put(packed: PackedMatrix, place: tuple[slice, slice], part: PackedMatrix) -> None:
+    packed.blocks[place] = part.blocks
+    packed.scales[place] = part.scales
+    if packed.minimums is not None:
+        packed.minimums[place] = part.minimums
+
+
+def _quantize_tile(weight: torch.Tensor, bits: int) -> PackedMatrix:
     groups = F.pad(weight.float(), (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
     fit = _fit_symmetric if bits == 8 else _fit_between
     integers, scales, minimums = fit(groups)

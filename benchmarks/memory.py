@@ -73,33 +73,34 @@ def run(settings: Settings) -> Iterator[Result]:
 
 
 def compare(name: str, path: Path, tier: str, window: int, store: Path) -> Iterator[Result]:
-    """The rows of one tier: made from the checkpoint, and where it was kept, mapped at the next start."""
+    """The rows of one tier: made from the checkpoint, and where it was kept, mapped at the next starts."""
     shutil.rmtree(store, ignore_errors=True)
     needs = planner.footprint_of(path)
     weights = needs.weights(tier)
-    whole = weights + needs.cache(tier, window) + needs.scratch(tier, "cpu", window)
-    first = _start(path, tier, window, store)
-    yield from _rows(f"{name} {tier}", first, weights, whole)
+    predicted = weights, weights + needs.cache(tier, window) + needs.scratch(tier, "cpu", window)
+    forget_files(path)
+    first = in_child(measure, path, tier, window, store)
+    yield from _rows(f"{name} {tier}, first start", first, *predicted)
     if not store.exists():
         return
-    again = _start(path, tier, window, store)
-    yield from _rows(f"{name} {tier} kept", again, weights, whole)
-    yield Result.less_is_better(f"{name} {tier} kept: start", again.seconds, first.seconds, "first start", "s")
+    forget_files(store)
+    again = in_child(measure, path, tier, window, store)
+    yield from _rows(f"{name} {tier}, next start", again, *predicted)
+    cached = in_child(measure, path, tier, window, store)
+    for kind, found in (("from the disk", again), ("from the page cache", cached)):
+        yield Result.less_is_better(
+            f"{name} {tier}, next start {kind}", found.seconds, first.seconds, "first start", "s"
+        )
     shutil.rmtree(store)
 
 
-def _start(path: Path, tier: str, window: int, store: Path) -> Measured:
-    forget_files(path)
-    forget_files(store)
-    return in_child(measure, path, tier, window, store)
-
-
 def _rows(name: str, measured: Measured, weights: int, whole: int) -> Iterator[Result]:
-    """Own and file-backed pages are shown beside the sum of both, since they weigh differently."""
+    """What is held is shown as a whole and by its larger kind, own or mapped pages: they weigh differently."""
     held = measured.held
+    kind, pages = max(("own", held.own), ("mapped", held.files), key=lambda pair: pair[1])
     rows = (
         ("weights", held.own + held.files, weights, "predicted"),
-        ("weights, own pages", held.own, weights, "predicted"),
+        (f"weights, {kind} pages alone", pages, weights, "predicted"),
         ("peak of loading", measured.loading, LOADING * weights, f"{LOADING} x predicted weights"),
         ("peak of answering", measured.answering, whole, "predicted"),
     )

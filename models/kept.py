@@ -27,7 +27,7 @@ LAYOUT = 1
 TYPES = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 PARTS = ("blocks", "scales", "minimums")
 UNFINISHED = ".making-"
-HEADER = 2**20  #: bytes
+HEADER = 2**20 - 8  #: bytes; with its length before it the weights begin at the start of a page
 EDGE = 65_536  #: bytes at both ends of a file that its fingerprint reads
 
 Stored = torch.Tensor | PackedMatrix
@@ -62,12 +62,15 @@ def read(folder: Path) -> Iterator[tuple[str, Stored]]:
     try:
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             for name, about in described["tensors"].items():
-                parts = [file.get_tensor(part) for part in about["parts"]]
-                if [_checksum(part) for part in parts] != about["checksums"]:
-                    raise DamagedError(f"{name} in {folder} was changed")
-                yield name, parts[0] if about["bits"] is None else PackedMatrix(about["bits"], *about["shape"], *parts)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+                yield name, _stored(about, [file.get_tensor(part) for part in about["parts"]])
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamagedError(f"{folder} can't be read ({error})") from error
+
+
+def _stored(about: dict[str, Any], parts: list[torch.Tensor]) -> Stored:
+    if [_checksum(part) for part in parts] != about["checksums"]:
+        raise DamagedError(f"{about['parts'][0]} was changed")
+    return parts[0] if about["bits"] is None else PackedMatrix(about["bits"], *about["shape"], *parts)
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -80,8 +83,11 @@ def _described(folder: Path) -> dict[str, Any]:
     return described
 
 
-def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int) -> None:
-    """Keeps a tier, a weight at a time, and never more than one of them in memory. Raises OSError."""
+def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int, source: Path) -> None:
+    """Keeps a tier, a weight at a time, and never more than one of them in memory. Raises OSError.
+
+    What was made from an earlier version of the same source goes: nothing would ever read it again.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f"{UNFINISHED}*"):  # by a load that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -90,10 +96,24 @@ def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int) -> Non
         made.mkdir()
         with (made / "model.safetensors").open("wb") as file:
             tensors = _write_tensors(file, weights)
-        about = {"layout": LAYOUT, "quantization": {"bits": bits, "group_size": GROUP}, "tensors": tensors}
+        quantization = {"bits": bits, "group_size": GROUP}
+        about = {"layout": LAYOUT, "quantization": quantization, "source": str(source.resolve()), "tensors": tensors}
         (made / "config.json").write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
+    for other in _earlier(folder, about):
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _earlier(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """The other folders that were made at the same bits from the same source."""
+    for other in folder.parent.iterdir():
+        try:
+            described = _described(other)
+        except DamagedError:
+            continue  # not ours, or not to be judged
+        if other != folder and all(described.get(key) == about[key] for key in ("source", "quantization")):
+            yield other
 
 
 def _write_tensors(file: BinaryIO, weights: Iterable[tuple[str, Stored]]) -> dict[str, Any]:

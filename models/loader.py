@@ -141,17 +141,27 @@ def _kept_or_made(
     if store is None or bits >= 16 or checkpoint.quantized:
         return _weights(model, checkpoint, bits, progress)
     folder = kept.place(store, checkpoint, bits)
+    found = _read_kept(folder, model)
+    if found is None:
+        try:
+            kept.write(folder, _weights(model, checkpoint, bits, progress), bits, checkpoint.path)
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"{checkpoint.path.name} is not kept at INT{bits} ({reason}): it loads slowly again."
+            warnings.warn(message, stacklevel=3)
+        else:
+            found = _read_kept(folder, model)
+    return _weights(model, checkpoint, bits, progress) if found is None else iter(found)
+
+
+def _read_kept(folder: Path, model: BaseModel) -> list[tuple[str, Stored]] | None:
+    """A kept tier's weights, or None where it was not made yet, or is no longer whole."""
     try:
-        return iter(list(kept.read(folder)))
+        found = list(kept.read(folder))
     except kept.DamagedError:
-        pass  # not made yet, or no longer whole
-    try:
-        kept.write(folder, _weights(model, checkpoint, bits, progress), bits)
-    except OSError as error:
-        message = f"{checkpoint.path.name} is not kept at INT{bits} ({error.strerror or error}): it loads slowly again."
-        warnings.warn(message, stacklevel=3)
-        return _weights(model, checkpoint, bits, progress)
-    return kept.read(folder)
+        return None
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return found if {name: weight.shape for name, weight in found} == expected else None
 
 
 def _weights(

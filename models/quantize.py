@@ -9,7 +9,6 @@ and Q4_0 .090 at 4.5 bits; INT8 .0057, as Q8_0.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +43,25 @@ class PackedMatrix:
     def shape(self) -> torch.Size:
         return torch.Size((self.rows, self.columns))
 
+    @classmethod
+    def empty(cls, bits: int, rows: int, columns: int) -> PackedMatrix:
+        """Room for a matrix of this shape."""
+        parts = [torch.empty(shape, dtype=dtype) for shape, dtype in _layout(bits, rows, columns)]
+        return cls(bits, rows, columns, *parts)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for parts of other sizes: C would read beyond them."""
+        found = [(tuple(part.shape), part.dtype) for part in self.parts()]
+        if found != _layout(self.bits, *self.shape) or not all(part.is_contiguous() for part in self.parts()):
+            raise ValueError(f"{self.rows} x {self.columns} at {self.bits} bits can't have the parts {found}")
+
+    def parts(self) -> list[torch.Tensor]:
+        """blocks, scales and, if there are any, minimums."""
+        return [part for part in (self.blocks, self.scales, self.minimums) if part is not None]
+
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.blocks, self.scales, self.minimums) if part is not None)
+        return sum(part.nbytes for part in self.parts())
 
     def dequantize(self) -> torch.Tensor:
         """float32 [rows, columns]."""
@@ -85,6 +100,13 @@ class PackedMatrix:
         columns = quants.transpose(-1, -2).flatten(-3, -2).float()
         wide = columns * scales.float()[..., None, :]
         return wide if minimums is None else wide + minimums.float()[..., None, :]
+
+
+def _layout(bits: int, rows: int, columns: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of blocks, scales and, in INT4, minimums."""
+    blocks, groups = -(-rows // ROWS), -(-columns // GROUP)
+    floats = ((blocks, groups, ROWS), torch.float16)
+    return [((blocks, groups, GROUP * bits // 8 // LANE, ROWS, LANE), torch.uint8), floats, *[floats][: bits == 4]]
 
 
 @dataclass(frozen=True)
@@ -135,60 +157,41 @@ def _side_by_side(values: torch.Tensor) -> torch.Tensor:
     return whole.view(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
 
 
-#: Groups that are fitted at once: few enough to stay in the cache, and for PyTorch to leave each step to one thread
-#: (its own threads wait for each other at every step, which costs most of the time where other programs run).
-TILE = 1000
+AT_ONCE = 2**20  #: weights that are quantized in one go: what is computed of more would not stay in the cache
 
 
 def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:
-    """The packed form nearest to a float matrix [rows, columns]; all cores work on it, a tile at a time."""
-    packed = _unfilled(bits, *weight.shape)
-    tiles = list(_tiles(*packed.scales.shape[:2]))
-    threads = torch.get_num_threads()
-
-    def fill(first: int) -> None:
-        for blocks, groups in tiles[first::threads]:
-            rows = slice(blocks.start * ROWS, blocks.stop * ROWS)
-            part = weight[rows, groups.start * GROUP : groups.stop * GROUP]
-            _put(packed, (blocks, groups), _quantize_tile(part, bits))
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, range(threads)))  # the list raises what a thread raised
+    """The packed form nearest to a float matrix [rows, columns], with the kernel where there is one."""
+    packed = PackedMatrix.empty(bits, *weight.shape)
+    fast = kernel() if weight.device.type == "cpu" else None
+    fill = _fill if fast is None else fast.quantize
+    done = 0
+    for part in packed.split(AT_ONCE):
+        fill(weight[done : done + part.rows], part)
+        done += part.rows
     return packed
 
 
-def _unfilled(bits: int, rows: int, columns: int) -> PackedMatrix:
-    blocks, groups = -(-rows // ROWS), -(-columns // GROUP)
-    lanes = GROUP // LANE * bits // 8
-    scales, minimums = (torch.empty(blocks, groups, ROWS, dtype=torch.float16) for _ in range(2))
-    integers = torch.empty(blocks, groups, lanes, ROWS, LANE, dtype=torch.uint8)
-    return PackedMatrix(bits, rows, columns, integers, scales, minimums if bits == 4 else None)
-
-
-def _tiles(blocks: int, groups: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts a matrix of so many blocks of rows, each of so many groups, into tiles of at most TILE groups."""
-    high, wide = max(TILE // (groups * ROWS), 1), min(groups, TILE // ROWS)
-    for block in range(0, blocks, high):
-        for group in range(0, groups, wide):
-            yield slice(block, min(block + high, blocks)), slice(group, min(group + wide, groups))
-
-
-def _put(packed: PackedMatrix, place: tuple[slice, slice], part: PackedMatrix) -> None:
-    packed.blocks[place] = part.blocks
-    packed.scales[place] = part.scales
-    if packed.minimums is not None:
-        packed.minimums[place] = part.minimums
-
-
-def _quantize_tile(weight: torch.Tensor, bits: int) -> PackedMatrix:
+def _fill(weight: torch.Tensor, packed: PackedMatrix) -> None:
+    """Fills a packed matrix with the nearest to a float matrix of its shape."""
     groups = F.pad(weight.float(), (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
-    fit = _fit_symmetric if bits == 8 else _fit_between
+    fit = _fit_symmetric if packed.bits == 8 else _fit_between
     integers, scales, minimums = fit(groups)
-    return Quants(bits, integers.flatten(1)[:, : weight.shape[1]], scales, minimums).pack()
+    made = Quants(packed.bits, integers.flatten(1)[:, : weight.shape[1]], scales, minimums).pack()
+    for ours, theirs in zip(packed.parts(), made.parts(), strict=True):
+        ours.copy_(theirs)
+
+
+def _half(values: torch.Tensor) -> torch.Tensor:
+    """The nearest halves; what is too large becomes the largest of them: infinities would end as no numbers at all."""
+    return values.clamp(-HALF_MAX, HALF_MAX).half()
+
+
+HALF_MAX = torch.finfo(torch.float16).max
 
 
 def _fit_symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-    scales = (groups.abs().amax(-1) / 127).half()
+    scales = _half(groups.abs().amax(-1) / 127)
     return _round(groups, scales, torch.zeros_like(scales)).clamp(-127, 127), scales, None
 
 
@@ -201,11 +204,11 @@ def _fit_between(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     """The least squared error found by turns: the nearest levels on a line, then the best line through the levels."""
     minimums = groups.amin(-1)
     scales = (groups.amax(-1) - minimums) / 15
-    best = _nearest(groups, scales.half(), minimums.half())
+    best = _nearest(groups, _half(scales), _half(minimums))
     found = best
     for _ in range(STEPS - 1):
         scales, minimums = _line(groups, found[1].float())
-        found = _nearest(groups, scales.half(), minimums.half())
+        found = _nearest(groups, _half(scales), _half(minimums))
         best = _better(found, best)
     return best[1], best[2], best[3]
 

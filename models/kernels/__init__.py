@@ -1,4 +1,7 @@
-"""The products of quantized matrices in C, built at first use; without a compiler PyTorch does the work, slower."""
+"""The products of quantized and FP16 matrices, and the quantizing, in C that is built at first use.
+
+Without a compiler PyTorch does the work, slower.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +28,20 @@ if TYPE_CHECKING:
     from ..quantize import PackedMatrix
 
 SOURCE = Path(__file__).with_name("quantized.c")
-FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-pthread")
+#: Without contraction a * b + c is rounded twice everywhere, as in PyTorch, except where the source asks for one.
+FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-shared", "-pthread")
+POSITION_INDEPENDENT = () if platform.system() == "Windows" else ("-fPIC",)  # there it always is, and clang refuses
 SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}
+PATIENCE = 300  #: seconds that a compiler may take
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+#: The C functions: what they return and take. The first arguments are the pool and whether to use AVX2.
+FUNCTIONS = {
+    "quatrain_has_avx2": (INT, []),
+    "quatrain_open": (POINTER, [INT]),
+    "quatrain_multiply": (INT, [POINTER, INT, INT, LONG, LONG, *[POINTER] * 4, LONG, POINTER, POINTER]),
+    "quatrain_multiply_halves": (None, [POINTER, INT, LONG, LONG, POINTER, POINTER, LONG, POINTER, POINTER]),
+    "quatrain_quantize": (None, [POINTER, INT, INT, LONG, LONG, *[POINTER] * 4]),
+}
 
 
 class KernelError(RuntimeError):
@@ -32,96 +49,157 @@ class KernelError(RuntimeError):
 
 
 class Kernel:
-    """The built library and its threads."""
+    """The built library and its threads, which sleep until the process ends."""
 
     def __init__(self, library: Path, threads: int, portable: bool = False) -> None:
         self._library = ctypes.CDLL(str(library))
-        self._portable = int(portable)
-        pointer, long = ctypes.c_void_p, ctypes.c_long
-        self._library.quatrain_open.restype = pointer
-        self._library.quatrain_multiply.argtypes = [
-            *(
-                pointer,
-                ctypes.c_int,
-                ctypes.c_int,
-                long,
-                long,
-                pointer,
-                pointer,
-                pointer,
-                pointer,
-                long,
-                pointer,
-                pointer,
-            )
-        ]
-        self._pool = self._library.quatrain_open(threads)
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+        self._threads = threads
+        self._wide = 0 if portable else self._library.quatrain_has_avx2()
+        self._open()
+        if hasattr(os, "register_at_fork"):  # threads stay behind in the parent, and locks may be held there
+            os.register_at_fork(after_in_child=self._open)
+
+    def _open(self) -> None:
+        self._pool = self._library.quatrain_open(self._threads)
 
     def multiply(self, x: torch.Tensor, weight: PackedMatrix, bias: torch.Tensor | None) -> torch.Tensor:
         """x float32 [.., columns] times the matrix's rows, plus bias float32 [rows] -> float32 [.., rows]."""
-        x = x.contiguous()
-        y = torch.empty(*x.shape[:-1], weight.rows)
-        minimums = None if weight.minimums is None else weight.minimums.data_ptr()
+        x, bias, y = _operands(x, weight.rows, weight.columns, bias)
         failed = self._library.quatrain_multiply(
             self._pool,
-            self._portable,
+            self._wide,
             weight.bits,
             weight.rows,
             weight.columns,
             weight.blocks.data_ptr(),
             weight.scales.data_ptr(),
-            minimums,
+            _address(weight.minimums),
             x.data_ptr(),
             x.numel() // weight.columns,
-            None if bias is None else bias.data_ptr(),
+            _address(bias),
             y.data_ptr(),
         )
         if failed:
             raise MemoryError("Memory ran out in a matrix product; ask a shorter question or choose a smaller model.")
         return y
 
+    def multiply_halves(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The same for a matrix float16 [rows, columns] that lies row after row."""
+        rows, columns = weight.shape
+        x, bias, y = _operands(x, rows, columns, bias)
+        self._library.quatrain_multiply_halves(
+            self._pool,
+            self._wide,
+            rows,
+            columns,
+            weight.data_ptr(),
+            x.data_ptr(),
+            x.numel() // columns,
+            _address(bias),
+            y.data_ptr(),
+        )
+        return y
+
+    def quantize(self, weight: torch.Tensor, packed: PackedMatrix) -> None:
+        """Fills a packed matrix with the nearest to a float matrix of its shape."""
+        weight = weight.float().contiguous()
+        self._library.quatrain_quantize(
+            self._pool,
+            self._wide,
+            packed.bits,
+            packed.rows,
+            packed.columns,
+            weight.data_ptr(),
+            packed.blocks.data_ptr(),
+            packed.scales.data_ptr(),
+            _address(packed.minimums),
+        )
+
+
+def _operands(
+    x: torch.Tensor, rows: int, columns: int, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """x and bias as C reads them, and room for the result. C trusts sizes: a wrong one would read foreign memory."""
+    if x.shape[-1] != columns or (bias is not None and bias.shape != (rows,)):
+        raise ValueError(f"x {list(x.shape)} and bias don't match a matrix of {rows} rows and {columns} columns")
+    return x.contiguous(), None if bias is None else bias.contiguous(), torch.empty(*x.shape[:-1], rows)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
 
 @functools.cache
 def kernel() -> Kernel | None:
     """The kernel for this machine, or None, with one warning, where it can't be had."""
+    with ONE_BUILD:  # threads that ask at once get the same one
+        return _kernel()
+
+
+ONE_BUILD = threading.Lock()
+
+
+@functools.cache
+def _kernel() -> Kernel | None:
     try:
         return Kernel(build(), torch.get_num_threads())
-    except (KernelError, OSError) as error:
-        warnings.warn(f"{error} Replies are slower without it.", stacklevel=2)
-        return None
+    except KernelError as error:
+        warnings.warn(f"{error} Replies are slower without them.", stacklevel=4)
+    except (OSError, AttributeError) as error:  # no place to build in; not loadable, or not what was built
+        warnings.warn(f"The fast kernels can't be used ({error}). Replies are slower without them.", stacklevel=4)
+    return None
 
 
-def build(compiler: tuple[str, ...] | None = None) -> Path:
-    """The library's file, compiled unless this source was compiled here before. Raises KernelError."""
+def build() -> Path:
+    """The library's file, compiled unless this source was compiled here before. Raises KernelError, OSError."""
     folder = platformdirs.user_cache_path("quatrain", appauthor=False) / "kernels"
     target = folder / (_key() + SUFFIX.get(platform.system(), ".so"))
     if not target.is_file():
-        compiler = compiler or find_compiler()
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
             made = Path(scratch) / target.name
-            _compile([*compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"])
+            _compile(made)
             os.replace(made, target)
     return target
 
 
-def find_compiler() -> tuple[str, ...]:
-    """The system's C compiler, else that of the package ziglang. Raises KernelError."""
-    for name in ("cc", "gcc", "clang"):
-        if path := shutil.which(name):
-            return (path,)
-    if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "cc")
-    raise KernelError("The fast kernels need a C compiler: install one, or run 'pip install ziglang'.")
-
-
 def _key() -> str:
-    seen = f"{platform.machine()} {FLAGS}".encode() + SOURCE.read_bytes()
+    seen = f"{platform.system()} {platform.machine()} {FLAGS}".encode() + SOURCE.read_bytes()
     return hashlib.sha256(seen).hexdigest()[:24]
 
 
-def _compile(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines()
-        raise KernelError(f"The fast kernels could not be compiled ({lines[-1] if lines else 'no message'}).")
+def _compile(target: Path) -> None:
+    """With the first compiler that can: on a new Mac, cc is there but only offers to install itself."""
+    compilers = _compilers()
+    if not compilers:
+        raise KernelError("The fast kernels need a C compiler: install one, or run 'pip install ziglang'.")
+    failures = []
+    for compiler in compilers:
+        failure = _failure([*compiler, *FLAGS, *POSITION_INDEPENDENT, "-o", str(target)])
+        if failure is None:
+            return
+        failures.append(failure)
+    raise KernelError(f"The fast kernels could not be compiled ({'; '.join(failures)}).")
+
+
+def _compilers() -> list[tuple[str, ...]]:
+    """The system's C compilers, then that of the package ziglang."""
+    found = [(path,) for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
+    if importlib.util.find_spec("ziglang") is not None:
+        found.append((sys.executable, "-m", "ziglang", "cc"))
+    return found
+
+
+def _failure(command: Sequence[str]) -> str | None:
+    """Why compiling failed, in a line; None when it did not."""
+    try:
+        result = subprocess.run([*command, str(SOURCE), "-lm"], capture_output=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"{Path(command[0]).name} ended with {result.returncode}"

@@ -1,59 +1,45 @@
-/* Products of packed INT4 and INT8 matrices with float rows; models/quantize.py describes the layout and is the
- * specification. Rows of x are rounded to bytes, group by group; sums are whole numbers until a group ends.
+/* Products of packed INT4, packed INT8 and FP16 matrices with float rows, and the packing itself. models/quantize.py
+ * describes the layout and is the specification. For the packed ones rows of x are rounded to bytes, group by group;
+ * sums are whole numbers until a group ends.
  *
  * A row of y depends on its own row of x alone, bit for bit: drafting checks several rows at once and relies on it.
  */
 
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { GROUP = 32, ROWS = 8 };
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+/* Bodies that are compiled once for each instruction set, with the counts that they are given as constants. */
+#define INLINE static inline __attribute__((always_inline))
 
-typedef struct {
-    int bits;
-    long rows, columns;         /* as the user sees them; the blocks are filled up */
-    const uint8_t *blocks;      /* [rows / 8][groups][lanes][8][4] */
-    const uint16_t *scales;     /* float16 [rows / 8][groups][8] */
-    const uint16_t *minimums;   /* the same, or NULL */
-} Matrix;
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#endif
 
-/* A row of x: bytes [groups][32], what one of them stands for, and the sum of the floats, [groups] each. */
-typedef struct {
-    int8_t *bytes;
-    float *scales, *sums;
-} Row;
+enum { GROUP = 32, ROWS = 8, TILE = 4 };
 
-/* The dot products of one block's eight rows with one row of x. */
-typedef void (*BlockProduct)(const Matrix *matrix, long block, long groups, const Row *x, float out[ROWS]);
+/* -- Half precision -- */
 
-static void quantize_row(const float *x, long columns, long groups, Row *row) {
-    for (long group = 0; group < groups; group++) {
-        const float *from = x + group * GROUP;
-        long count = columns - group * GROUP < GROUP ? columns - group * GROUP : GROUP;
-        float largest = 0, sum = 0;
-        for (long i = 0; i < count; i++) {
-            float size = fabsf(from[i]);
-            if (size > largest) largest = size;
-            sum += from[i];
-        }
-        float inverse = largest > 0 ? 127 / largest : 0;
-        int8_t *to = row->bytes + group * GROUP;
-        for (long i = 0; i < count; i++) to[i] = (int8_t)lrintf(from[i] * inverse);
-        memset(to + count, 0, (size_t)(GROUP - count));
-        row->scales[group] = largest / 127;
-        row->sums[group] = sum;
-    }
-}
-
-static float half_to_float(uint16_t half) {
+static inline float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023, bits;
     float value;
-    if (exponent == 0) {  /* zero, or too small for the usual form */
-        value = (float)fraction * 5.9604644775390625e-8f;
+    if (exponent == 0) { /* zero, or too small for the usual form */
+        value = (float)fraction * 0x1p-24f;
         return sign ? -value : value;
     }
     bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
@@ -61,209 +47,704 @@ static float half_to_float(uint16_t half) {
     return value;
 }
 
-/* -- Portable -- */
-
-static void product_portable(const Matrix *matrix, long block, long groups, const Row *x, float out[ROWS]) {
-    int lanes = matrix->bits == 8 ? 8 : 4;
-    for (int row = 0; row < ROWS; row++) out[row] = 0;
-    for (long group = 0; group < groups; group++) {
-        long at = block * groups + group;
-        const uint8_t *weights = matrix->blocks + at * lanes * ROWS * 4;
-        const int8_t *bytes = x->bytes + group * GROUP;
-        for (int row = 0; row < ROWS; row++) {
-            int32_t sum = 0;
-            for (int lane = 0; lane < lanes; lane++) {
-                const uint8_t *four = weights + (lane * ROWS + row) * 4;
-                for (int i = 0; i < 4; i++) {
-                    if (matrix->bits == 8) sum += (int8_t)four[i] * bytes[lane * 4 + i];
-                    else sum += (four[i] & 15) * bytes[lane * 4 + i] + (four[i] >> 4) * bytes[16 + lane * 4 + i];
-                }
-            }
-            out[row] += (float)sum * (half_to_float(matrix->scales[at * ROWS + row]) * x->scales[group]);
-            if (matrix->minimums) out[row] += half_to_float(matrix->minimums[at * ROWS + row]) * x->sums[group];
-        }
+/* The nearest half, ties to even; what is too large becomes the largest one, 65504. */
+static inline uint16_t float_to_half(float value) {
+    uint32_t bits, sign;
+    memcpy(&bits, &value, sizeof bits);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00); /* not a number */
+    if (bits >= 0x477fe000) return (uint16_t)(sign | 0x7bff);
+    if (bits < 0x38800000) { /* below 2^-14 halves are 2^-24 apart, and so are the floats from 0.5 to 1 */
+        float shifted = fabsf(value) + 0.5f;
+        memcpy(&bits, &shifted, sizeof bits);
+        return (uint16_t)(sign | (bits - 0x3f000000));
     }
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | (bits - 0x38000000) >> 13);
 }
 
-/* -- AVX2 -- */
+/* -- Threads: they start with the first job, look for the next one a short while, then sleep. -- */
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
+enum { MOST_HELPERS = 63, SPIN_NANOSECONDS = 50000 };
 
-AVX2 static __m256 load_halves(const uint16_t *from) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
-}
-
-AVX2 static __m256i four_bytes(const int8_t *from) {
-    int32_t four;
-    memcpy(&four, from, 4);
-    return _mm256_set1_epi32(four);
-}
-
-AVX2 static void product4_avx2(const Matrix *matrix, long block, long groups, const Row *x, float out[ROWS]) {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256 total = _mm256_setzero_ps();
-    for (long group = 0; group < groups; group++) {
-        long at = block * groups + group;
-        const __m256i *weights = (const __m256i *)(matrix->blocks + at * 128);
-        const int8_t *bytes = x->bytes + group * GROUP;
-        __m256i sums = _mm256_setzero_si256();  /* 15 x 127 x 2 x 8 stays inside 16 bits */
-        for (int lane = 0; lane < 4; lane++) {
-            __m256i pair = _mm256_loadu_si256(weights + lane);
-            __m256i first = _mm256_and_si256(pair, low), second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(first, four_bytes(bytes + lane * 4)));
-            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(second, four_bytes(bytes + 16 + lane * 4)));
-        }
-        __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, ones));
-        __m256 scale = _mm256_mul_ps(load_halves(matrix->scales + at * ROWS), _mm256_set1_ps(x->scales[group]));
-        total = _mm256_fmadd_ps(whole, scale, total);
-        if (matrix->minimums)
-            total = _mm256_fmadd_ps(load_halves(matrix->minimums + at * ROWS), _mm256_set1_ps(x->sums[group]), total);
-    }
-    _mm256_storeu_ps(out, total);
-}
-
-AVX2 static void product8_avx2(const Matrix *matrix, long block, long groups, const Row *x, float out[ROWS]) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256 total = _mm256_setzero_ps();
-    for (long group = 0; group < groups; group++) {
-        long at = block * groups + group;
-        const __m256i *weights = (const __m256i *)(matrix->blocks + at * 256);
-        const int8_t *bytes = x->bytes + group * GROUP;
-        __m256i sums = _mm256_setzero_si256();
-        for (int lane = 0; lane < 8; lane++) {
-            __m256i weight = _mm256_loadu_si256(weights + lane);
-            __m256i signed_bytes = _mm256_sign_epi8(four_bytes(bytes + lane * 4), weight);
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weight), signed_bytes);
-            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-        }
-        __m256 scale = _mm256_mul_ps(load_halves(matrix->scales + at * ROWS), _mm256_set1_ps(x->scales[group]));
-        total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, total);
-    }
-    _mm256_storeu_ps(out, total);
-}
-#endif
-
-static BlockProduct choose(int bits, int portable) {
-#if defined(__x86_64__)
-    if (!portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return bits == 4 ? product4_avx2 : product8_avx2;
-#endif
-    (void)bits, (void)portable;
-    return product_portable;
-}
-
-/* -- Threads: they are started once, look for work a short while, then sleep. -- */
+/* Does the items first .. end - 1 of a job. */
+typedef void (*Task)(const void *context, int64_t first, int64_t end);
 
 typedef struct {
-    const Matrix *matrix;
-    BlockProduct product;
-    long groups, blocks, count;     /* count rows of x */
-    const Row *x;
-    const float *bias;
-    float *y;
-    atomic_long next;               /* the next block that nobody has taken */
+    Task task;
+    const void *context;
+    int64_t items, batch;
+    _Atomic int64_t next; /* the first item that nobody has taken */
 } Job;
 
-struct Pool {
-    pthread_mutex_t mutex;
+typedef struct {
+    pthread_mutex_t owner; /* held by the caller whose job the helpers do */
+    pthread_mutex_t mutex; /* guards what follows; the atomics may be watched without it */
     pthread_cond_t woken, finished;
-    pthread_mutex_t one_at_a_time;
     Job *job;
-    long generation;
-    int helpers, busy, closing;
-    pthread_t threads[64];
-};
+    _Atomic int jobs, busy; /* how many there were; helpers at work on the present one */
+    int wanted, helpers;
+} Pool;
 
-enum { TAKEN_AT_ONCE = 4 };
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Watches a number until it is no longer what it was, or for a short while: sleeping and waking takes longer than the
+ * gap between two products of a small model. Other programs get the processor meanwhile if they want it. */
+static void watch(_Atomic int *number, int was) {
+    int64_t end = now() + SPIN_NANOSECONDS;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (atomic_load(number) != was) return;
+            pause_briefly();
+        }
+        sched_yield();
+    } while (now() < end);
+}
 
 static void work(Job *job) {
-    float out[ROWS];
     for (;;) {
-        long start = atomic_fetch_add(&job->next, TAKEN_AT_ONCE);
-        if (start >= job->blocks) return;
-        long end = start + TAKEN_AT_ONCE < job->blocks ? start + TAKEN_AT_ONCE : job->blocks;
-        for (long block = start; block < end; block++) {
-            long first = block * ROWS, left = job->matrix->rows - first, rows = left < ROWS ? left : ROWS;
-            for (long i = 0; i < job->count; i++) {
-                job->product(job->matrix, block, job->groups, job->x + i, out);
-                float *to = job->y + i * job->matrix->rows + first;
-                for (long row = 0; row < rows; row++) to[row] = out[row] + (job->bias ? job->bias[first + row] : 0);
-            }
-        }
+        int64_t first = atomic_fetch_add(&job->next, job->batch);
+        if (first >= job->items) return;
+        int64_t end = first + job->batch;
+        job->task(job->context, first, end < job->items ? end : job->items);
     }
 }
 
 static void *help(void *argument) {
-    struct Pool *pool = argument;
-    long seen = 0;
+    Pool *pool = argument;
+    int seen = 0;
     pthread_mutex_lock(&pool->mutex);
     for (;;) {
-        while (pool->generation == seen && !pool->closing) pthread_cond_wait(&pool->woken, &pool->mutex);
-        if (pool->closing) break;
-        seen = pool->generation;
+        if (pool->jobs == seen) {
+            pthread_mutex_unlock(&pool->mutex);
+            watch(&pool->jobs, seen);
+            pthread_mutex_lock(&pool->mutex);
+        }
+        while (pool->jobs == seen) pthread_cond_wait(&pool->woken, &pool->mutex);
+        seen = pool->jobs;
         Job *job = pool->job;
-        if (!job) continue;
+        if (!job) continue; /* it was done before this thread woke */
         pool->busy++;
         pthread_mutex_unlock(&pool->mutex);
         work(job);
         pthread_mutex_lock(&pool->mutex);
         if (--pool->busy == 0) pthread_cond_signal(&pool->finished);
     }
-    pthread_mutex_unlock(&pool->mutex);
     return NULL;
 }
 
-struct Pool *quatrain_open(int threads) {
-    struct Pool *pool = calloc(1, sizeof *pool);
-    if (!pool) return NULL;
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_mutex_init(&pool->one_at_a_time, NULL);
-    pthread_cond_init(&pool->woken, NULL);
-    pthread_cond_init(&pool->finished, NULL);
-    for (int i = 1; i < threads && i < 64; i++) {
-        if (pthread_create(&pool->threads[pool->helpers], NULL, help, pool) != 0) break;
+/* Where no thread can be started the caller does all the work. Called with the mutex held. */
+static void start_helpers(Pool *pool) {
+    while (pool->helpers < pool->wanted) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, help, pool) != 0) {
+            pool->wanted = pool->helpers;
+            return;
+        }
+        pthread_detach(thread);
         pool->helpers++;
     }
-    return pool;
 }
 
-static void run(struct Pool *pool, Job *job) {
-    pthread_mutex_lock(&pool->one_at_a_time);
+static void share(Pool *pool, Job *job) {
     pthread_mutex_lock(&pool->mutex);
+    start_helpers(pool);
     pool->job = job;
-    pool->generation++;
+    pool->jobs = (pool->jobs + 1) & 0x3fffffff;
     pthread_cond_broadcast(&pool->woken);
     pthread_mutex_unlock(&pool->mutex);
     work(job);
     pthread_mutex_lock(&pool->mutex);
-    pool->job = NULL;  /* a thread that wakes late finds nothing to do */
-    while (pool->busy) pthread_cond_wait(&pool->finished, &pool->mutex);
+    pool->job = NULL; /* who wakes late finds nothing to do */
+    while (pool->busy) {
+        int busy = pool->busy;
+        pthread_mutex_unlock(&pool->mutex);
+        watch(&pool->busy, busy);
+        pthread_mutex_lock(&pool->mutex);
+        if (pool->busy == busy) pthread_cond_wait(&pool->finished, &pool->mutex);
+    }
     pthread_mutex_unlock(&pool->mutex);
-    pthread_mutex_unlock(&pool->one_at_a_time);
+}
+
+/* Does a job with the helpers, or alone while they do another caller's. */
+static void run(Pool *pool, Task task, const void *context, int64_t items, int64_t batch) {
+    Job job = {task, context, items, batch, 0};
+    if (pool && items > batch && pthread_mutex_trylock(&pool->owner) == 0) {
+        share(pool, &job);
+        pthread_mutex_unlock(&pool->owner);
+    } else {
+        work(&job);
+    }
+}
+
+/* A pool lives as long as the process. NULL, when memory ran out, is a pool without helpers. */
+EXPORT Pool *quatrain_open(int threads) {
+    Pool *pool = calloc(1, sizeof *pool);
+    if (!pool) return NULL;
+    pthread_mutex_init(&pool->owner, NULL);
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->woken, NULL);
+    pthread_cond_init(&pool->finished, NULL);
+    pool->wanted = threads - 1 < MOST_HELPERS ? threads - 1 : MOST_HELPERS;
+    return pool;
+}
+
+/* Whether processor and system know AVX2, FMA and F16C. To be asked once: a virtual machine takes its time to answer.
+ * Not __builtin_cpu_supports, which zig has no library for. */
+EXPORT int quatrain_has_avx2(void) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if (~c & (1u << 12 | 1u << 27 | 1u << 28 | 1u << 29)) return 0; /* FMA, OSXSAVE, AVX, F16C */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & 1u << 5)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & 6) == 6; /* the system saves the wide registers */
+#else
+    return 0;
+#endif
+}
+
+/* -- Rows of x -- */
+
+/* A row of x: bytes [groups][32], what one of them stands for, and the sum of the floats, [groups] each. */
+typedef struct {
+    int8_t *bytes;
+    float *scales, *sums;
+} Row;
+
+typedef struct {
+    const float *x;
+    int64_t columns, groups;
+    Row *rows;
+} Rounding;
+
+/* Nearest, ties to even, for sizes below 2^22. */
+INLINE float nearest(float value) {
+    return (value + 0x1.8p23f) - 0x1.8p23f;
+}
+
+/* `values` are a whole group. One that holds an infinity or no number makes every product with it no number. */
+INLINE void round_group(const float *values, int8_t *bytes, float *scale, float *sum) {
+    float largest[ROWS] = {0}, sums[ROWS] = {0}, most = 0, total = 0;
+    for (int i = 0; i < GROUP; i += ROWS) {
+        for (int lane = 0; lane < ROWS; lane++) {
+            float size = fabsf(values[i + lane]);
+            largest[lane] = size > largest[lane] ? size : largest[lane];
+            sums[lane] += values[i + lane];
+        }
+    }
+    for (int lane = 0; lane < ROWS; lane++) {
+        most = largest[lane] > most ? largest[lane] : most;
+        total += sums[lane];
+    }
+    int broken = most > FLT_MAX || total != total;
+    float inverse = most > 1e-36f && !broken ? 127 / most : 0; /* 127 / 1e-37 would be infinite */
+    for (int i = 0; i < GROUP; i++) bytes[i] = broken ? 0 : (int8_t)(int32_t)nearest(values[i] * inverse);
+    *scale = broken ? NAN : most / 127;
+    *sum = broken ? NAN : total;
+}
+
+INLINE void round_rows_body(const Rounding *job, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i++) {
+        const float *x = job->x + i * job->columns;
+        const Row *row = &job->rows[i];
+        int64_t whole = job->columns / GROUP;
+        for (int64_t group = 0; group < whole; group++)
+            round_group(x + group * GROUP, row->bytes + group * GROUP, &row->scales[group], &row->sums[group]);
+        if (whole < job->groups) {
+            float last[GROUP] = {0};
+            memcpy(last, x + whole * GROUP, (size_t)(job->columns - whole * GROUP) * sizeof *last);
+            round_group(last, row->bytes + whole * GROUP, &row->scales[whole], &row->sums[whole]);
+        }
+    }
+}
+
+static void round_rows(const void *context, int64_t first, int64_t end) {
+    round_rows_body(context, first, end);
+}
+
+#if defined(__x86_64__)
+AVX2 static void round_rows_avx2(const void *context, int64_t first, int64_t end) {
+    round_rows_body(context, first, end);
+}
+#else
+#define round_rows_avx2 round_rows
+#endif
+
+/* -- Packed matrices -- */
+
+typedef struct {
+    int bits;
+    int64_t rows, groups;     /* rows as the user sees them; the blocks are filled up */
+    const uint8_t *blocks;    /* [rows / 8][groups][lanes][8][4] */
+    const uint16_t *scales;   /* float16 [rows / 8][groups][8] */
+    const uint16_t *minimums; /* the same, or NULL */
+} Matrix;
+
+/* The dot products of one block's eight rows with each of the first rows of x. */
+typedef void (*BlockProduct)(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]);
+
+static int32_t dot_portable(int bits, const uint8_t *weights, const int8_t *bytes) {
+    int32_t sum = 0;
+    for (int lane = 0; lane < (bits == 8 ? 8 : 4); lane++, weights += ROWS * 4, bytes += 4) {
+        for (int i = 0; i < 4; i++) {
+            if (bits == 8) sum += (int8_t)weights[i] * bytes[i];
+            else sum += (weights[i] & 15) * bytes[i] + (weights[i] >> 4) * bytes[GROUP / 2 + i];
+        }
+    }
+    return sum;
+}
+
+static void product_portable(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
+    memset(out, 0, sizeof *out);
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        int64_t at = block * matrix->groups + group;
+        const uint8_t *weights = matrix->blocks + at * ROWS * GROUP * matrix->bits / 8;
+        for (int row = 0; row < ROWS; row++) {
+            int32_t sum = dot_portable(matrix->bits, weights + row * 4, x->bytes + group * GROUP);
+            out[0][row] += (float)sum * (half_to_float(matrix->scales[at * ROWS + row]) * x->scales[group]);
+            if (matrix->minimums) out[0][row] += half_to_float(matrix->minimums[at * ROWS + row]) * x->sums[group];
+        }
+    }
+}
+
+#if defined(__x86_64__)
+
+AVX2 INLINE __m256 load_halves(const uint16_t *from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
+AVX2 INLINE __m256i four_bytes(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* Adds a group's whole sums to the totals of `count` rows. */
+AVX2 INLINE void add_group(const Matrix *matrix, int64_t at, const Row *x, int64_t group, int count,
+                           const __m256i *sums, __m256 *totals) {
+    __m256 scales = load_halves(matrix->scales + at * ROWS);
+    for (int i = 0; i < count; i++) {
+        __m256 scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[i].scales[group]));
+        totals[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, totals[i]);
+    }
+    if (!matrix->minimums) return;
+    __m256 minimums = load_halves(matrix->minimums + at * ROWS);
+    for (int i = 0; i < count; i++)
+        totals[i] = _mm256_fmadd_ps(minimums, _mm256_set1_ps(x[i].sums[group]), totals[i]);
+}
+
+AVX2 INLINE void product4(const Matrix *matrix, int64_t block, const Row *x, int count, float out[][ROWS]) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256 totals[TILE];
+    for (int i = 0; i < count; i++) totals[i] = _mm256_setzero_ps();
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        int64_t at = block * matrix->groups + group;
+        const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP / 2));
+        __m256i sums[TILE]; /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
+        for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
+        for (int lane = 0; lane < 4; lane++) {
+            __m256i pair = _mm256_loadu_si256(weights + lane);
+            __m256i first = _mm256_and_si256(pair, low), second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
+            for (int i = 0; i < count; i++) {
+                const int8_t *bytes = x[i].bytes + group * GROUP + lane * 4;
+                sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(first, four_bytes(bytes)));
+                sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(second, four_bytes(bytes + GROUP / 2)));
+            }
+        }
+        for (int i = 0; i < count; i++) sums[i] = _mm256_madd_epi16(sums[i], ones);
+        add_group(matrix, at, x, group, count, sums, totals);
+    }
+    for (int i = 0; i < count; i++) _mm256_storeu_ps(out[i], totals[i]);
+}
+
+AVX2 INLINE void product8(const Matrix *matrix, int64_t block, const Row *x, int count, float out[][ROWS]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 totals[TILE];
+    for (int i = 0; i < count; i++) totals[i] = _mm256_setzero_ps();
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        int64_t at = block * matrix->groups + group;
+        const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP));
+        __m256i sums[TILE];
+        for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
+        for (int lane = 0; lane < 8; lane++) {
+            __m256i weight = _mm256_loadu_si256(weights + lane);
+            __m256i size = _mm256_abs_epi8(weight); /* at most 128, unsigned: 128 x 127 x 2 stays inside 16 bits */
+            for (int i = 0; i < count; i++) {
+                __m256i bytes = _mm256_sign_epi8(four_bytes(x[i].bytes + group * GROUP + lane * 4), weight);
+                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(size, bytes), ones));
+            }
+        }
+        add_group(matrix, at, x, group, count, sums, totals);
+    }
+    for (int i = 0; i < count; i++) _mm256_storeu_ps(out[i], totals[i]);
+}
+
+AVX2 static void product4_avx2(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
+    product4(matrix, block, x, 1, out);
+}
+
+AVX2 static void product4_avx2_tile(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
+    product4(matrix, block, x, TILE, out);
+}
+
+AVX2 static void product8_avx2(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
+    product8(matrix, block, x, 1, out);
+}
+
+AVX2 static void product8_avx2_tile(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
+    product8(matrix, block, x, TILE, out);
+}
+#endif
+
+typedef struct {
+    Matrix matrix;
+    BlockProduct one, tile; /* for one row of x, and for TILE rows (or NULL): each row's sums are the same */
+    int64_t count;
+    const Row *x;
+    const float *bias;
+    float *y;
+} Product;
+
+static void choose_product(Product *product, int wide) {
+    product->one = product_portable;
+#if defined(__x86_64__)
+    if (wide) {
+        int narrow = product->matrix.bits == 4;
+        product->one = narrow ? product4_avx2 : product8_avx2;
+        product->tile = narrow ? product4_avx2_tile : product8_avx2_tile;
+    }
+#else
+    (void)wide;
+#endif
+}
+
+static void store(const Product *product, int64_t block, int64_t row_of_x, const float values[ROWS]) {
+    int64_t first = block * ROWS, left = product->matrix.rows - first;
+    float *to = product->y + row_of_x * product->matrix.rows + first;
+    for (int64_t row = 0; row < (left < ROWS ? left : ROWS); row++)
+        to[row] = product->bias ? values[row] + product->bias[first + row] : values[row];
+}
+
+static void multiply_blocks(const void *context, int64_t first, int64_t end) {
+    const Product *product = context;
+    float out[TILE][ROWS];
+    for (int64_t block = first; block < end; block++) {
+        int64_t i = 0;
+        for (; product->tile && i + TILE <= product->count; i += TILE) {
+            product->tile(&product->matrix, block, product->x + i, out);
+            for (int k = 0; k < TILE; k++) store(product, block, i + k, out[k]);
+        }
+        for (; i < product->count; i++) {
+            product->one(&product->matrix, block, product->x + i, out);
+            store(product, block, i, out[0]);
+        }
+    }
+}
+
+/* How many items of so many weights make a batch: taking one costs little beside it, and all threads end together. */
+static int64_t batch_of(int64_t weights) {
+    int64_t batch = 65536 / weights;
+    return batch > 1 ? batch : 1;
 }
 
 /* y [count][rows] = x [count][columns] times the matrix's rows, plus the bias if there is one. Returns 0, or -1 when
- * memory ran out. */
-int quatrain_multiply(struct Pool *pool, int portable, int bits, long rows, long columns, const uint8_t *blocks,
-                      const uint16_t *scales, const uint16_t *minimums, const float *x, long count, const float *bias,
-                      float *y) {
-    Matrix matrix = {bits, rows, columns, blocks, scales, minimums};
-    long groups = (columns + GROUP - 1) / GROUP;
+ * memory ran out. Sizes can't overflow: the scratch is smaller than x itself and one Row for each of its rows. */
+EXPORT int quatrain_multiply(Pool *pool, int wide, int bits, int64_t rows, int64_t columns, const uint8_t *blocks,
+                             const uint16_t *scales, const uint16_t *minimums, const float *x, int64_t count,
+                             const float *bias, float *y) {
+    if (count == 0) return 0;
+    int64_t groups = (columns + GROUP - 1) / GROUP;
     size_t each = (size_t)groups * (GROUP + 2 * sizeof(float));
-    char *memory = malloc((size_t)count * (each + sizeof(Row)));
-    if (!memory) return -1;
-    Row *list = (Row *)memory;
-    char *next = memory + (size_t)count * sizeof(Row);
-    for (long i = 0; i < count; i++, next += each) {
+    Row *list = malloc((size_t)count * (each + sizeof(Row)));
+    if (!list) return -1;
+    char *next = (char *)(list + count);
+    for (int64_t i = 0; i < count; i++, next += each) {
         list[i].scales = (float *)next;
         list[i].sums = list[i].scales + groups;
         list[i].bytes = (int8_t *)(list[i].sums + groups);
-        quantize_row(x + i * columns, columns, groups, &list[i]);
     }
-    Job job = {&matrix, choose(bits, portable), groups, (rows + ROWS - 1) / ROWS, count, list, bias, y, 0};
-    run(pool, &job);
-    free(memory);
+    Rounding rounding = {x, columns, groups, list};
+    run(pool, wide ? round_rows_avx2 : round_rows, &rounding, count, batch_of(columns));
+    Product product = {{bits, rows, groups, blocks, scales, minimums}, NULL, NULL, count, list, bias, y};
+    choose_product(&product, wide);
+    run(pool, multiply_blocks, &product, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns));
+    free(list);
     return 0;
+}
+
+/* -- FP16 matrices, row after row -- */
+
+typedef struct {
+    const uint16_t *weights; /* [rows][columns] */
+    int64_t rows, columns;
+    const float *x;
+    int64_t count;
+    const float *bias;
+    float *y;
+} HalfProduct;
+
+static void multiply_halves(const void *context, int64_t first, int64_t end) {
+    const HalfProduct *job = context;
+    for (int64_t row = first; row < end; row++) {
+        const uint16_t *weights = job->weights + row * job->columns;
+        for (int64_t i = 0; i < job->count; i++) {
+            const float *x = job->x + i * job->columns;
+            float sums[ROWS] = {0}, total = job->bias ? job->bias[row] : 0;
+            int64_t column = 0;
+            for (; column + ROWS <= job->columns; column += ROWS)
+                for (int lane = 0; lane < ROWS; lane++)
+                    sums[lane] += half_to_float(weights[column + lane]) * x[column + lane];
+            for (; column < job->columns; column++) sums[0] += half_to_float(weights[column]) * x[column];
+            for (int lane = 0; lane < ROWS; lane++) total += sums[lane];
+            job->y[i * job->rows + row] = total;
+        }
+    }
+}
+
+#if defined(__x86_64__)
+
+AVX2 INLINE float add_up(__m256 values) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* `rows` rows of the matrix from `row` times `count` rows of x from `i`, at most TILE products. Each of them is added
+ * up in the same order, whatever the two counts are. */
+AVX2 INLINE void halves_tile(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    const int64_t columns = job->columns;
+    const uint16_t *weights = job->weights + row * columns;
+    const float *x = job->x + i * columns;
+    __m256 even[TILE], odd[TILE]; /* two sums for each product, so that one addition need not await the last */
+    for (int k = 0; k < rows * count; k++) even[k] = odd[k] = _mm256_setzero_ps();
+    int64_t column = 0;
+    for (; column + 16 <= columns; column += 16) {
+        for (int a = 0; a < rows; a++) {
+            __m256 first = load_halves(weights + a * columns + column);
+            __m256 second = load_halves(weights + a * columns + column + 8);
+            for (int b = 0; b < count; b++) {
+                const float *from = x + b * columns + column;
+                int k = a * count + b;
+                even[k] = _mm256_fmadd_ps(first, _mm256_loadu_ps(from), even[k]);
+                odd[k] = _mm256_fmadd_ps(second, _mm256_loadu_ps(from + 8), odd[k]);
+            }
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            float total = add_up(_mm256_add_ps(even[a * count + b], odd[a * count + b]));
+            for (int64_t last = column; last < columns; last++)
+                total += half_to_float(weights[a * columns + last]) * x[b * columns + last];
+            job->y[(i + b) * job->rows + row + a] = job->bias ? total + job->bias[row + a] : total;
+        }
+    }
+}
+
+/* All rows first .. end - 1, so many at a time. */
+AVX2 INLINE void halves_rows(const HalfProduct *job, int64_t first, int64_t end, int rows, int64_t i, int count) {
+    int64_t row = first;
+    for (; row + rows <= end; row += rows) halves_tile(job, row, rows, i, count);
+    for (; row < end; row++) halves_tile(job, row, 1, i, count);
+}
+
+AVX2 static void multiply_halves_avx2(const void *context, int64_t first, int64_t end) {
+    const HalfProduct *job = context;
+    int64_t i = 0;
+    for (; i + 4 <= job->count; i += 4) halves_rows(job, first, end, 1, i, 4);
+    switch (job->count - i) {
+        case 1: halves_rows(job, first, end, 4, i, 1); break;
+        case 2: halves_rows(job, first, end, 2, i, 2); break;
+        case 3: halves_rows(job, first, end, 1, i, 3); break;
+    }
+}
+#else
+#define multiply_halves_avx2 multiply_halves
+#endif
+
+/* y [count][rows] = x [count][columns] times the rows of a float16 matrix, plus the bias if there is one. */
+EXPORT void quatrain_multiply_halves(Pool *pool, int wide, int64_t rows, int64_t columns, const uint16_t *weights,
+                                     const float *x, int64_t count, const float *bias, float *y) {
+    HalfProduct job = {weights, rows, columns, x, count, bias, y};
+    run(pool, wide ? multiply_halves_avx2 : multiply_halves, &job, rows, batch_of(columns));
+}
+
+/* -- Packing: eight rows at a time, one in each lane of a vector -- */
+
+enum { STEPS = 4, LEVELS = 15 };
+
+typedef struct {
+    int bits;
+    int64_t rows, columns, groups;
+    const float *weights; /* [rows][columns] */
+    uint8_t *blocks;
+    uint16_t *scales, *minimums;
+} Packing;
+
+/* A number of each of eight rows; a comparison makes a Mask, all bits set where it holds. */
+typedef float Lanes __attribute__((vector_size(ROWS * sizeof(float))));
+typedef int32_t Mask __attribute__((vector_size(ROWS * sizeof(int32_t))));
+
+/* Macros, because a function that takes vectors is another one for each instruction set. */
+#define PICK(mask, yes, no) ((Lanes)(((mask) & (Mask)(yes)) | (~(mask) & (Mask)(no))))
+#define LOWER(a, b) PICK((a) < (b), a, b)
+#define HIGHER(a, b) PICK((a) > (b), a, b)
+#define SIZE(a) ((Lanes)((Mask)(a) & 0x7fffffff))
+
+/* A group of eight rows on a line each: weight = level * scale + minimum. */
+typedef struct {
+    Lanes levels[GROUP], error, scales, minimums;
+} Fit;
+
+/* A group of eight rows, columns first; zeros where the matrix has ended. */
+INLINE void gather(const Packing *packing, int64_t block, int64_t group, Lanes weights[GROUP]) {
+    int64_t columns = packing->columns - group * GROUP, rows = packing->rows - block * ROWS;
+    if (columns < GROUP || rows < ROWS) memset(weights, 0, GROUP * sizeof *weights);
+    for (int64_t row = 0; row < (rows < ROWS ? rows : ROWS); row++) {
+        const float *from = packing->weights + (block * ROWS + row) * packing->columns + group * GROUP;
+        for (int64_t i = 0; i < (columns < GROUP ? columns : GROUP); i++) weights[i][row] = from[i];
+    }
+}
+
+/* Rounds scales and minimums to halves, then the weights to levels from lowest to highest. */
+INLINE void fit_levels(Fit *fit, const Lanes weights[GROUP], float lowest, float highest) {
+    const Lanes zero = {0}, lows = zero + lowest, highs = zero + highest;
+    for (int row = 0; row < ROWS; row++) {
+        fit->scales[row] = half_to_float(float_to_half(fit->scales[row]));
+        fit->minimums[row] = half_to_float(float_to_half(fit->minimums[row]));
+    }
+    Lanes scales = fit->scales, minimums = fit->minimums, error = zero;
+    Lanes steps = PICK(scales != zero, scales, zero + INFINITY);
+    for (int i = 0; i < GROUP; i++) {
+        Lanes level = (weights[i] - minimums) / steps;
+        level = HIGHER(level, lows); /* the lowest, too, if it is not a number */
+        level = LOWER(level, highs);
+        level = (level + 0x1.8p23f) - 0x1.8p23f; /* to the nearest, ties to even */
+        Lanes off = level * scales + minimums - weights[i];
+        error += off * off;
+        fit->levels[i] = level;
+    }
+    fit->error = error;
+}
+
+/* Scales and minimums of the least-squares line through levels and weights. */
+INLINE void fit_line(Fit *fit, const Lanes weights[GROUP]) {
+    const Lanes zero = {0};
+    Lanes middle = zero, mean = zero, spread = zero, common = zero;
+    for (int i = 0; i < GROUP; i++) {
+        middle += fit->levels[i];
+        mean += weights[i];
+    }
+    middle /= GROUP;
+    mean /= GROUP;
+    for (int i = 0; i < GROUP; i++) {
+        Lanes centred = fit->levels[i] - middle;
+        spread += centred * centred;
+        common += centred * weights[i];
+    }
+    fit->scales = common / PICK(spread > zero, spread, zero + 1);
+    fit->minimums = mean - fit->scales * middle;
+}
+
+INLINE void keep_better(Fit *best, const Fit *found) {
+    Mask better = found->error < best->error;
+    for (int i = 0; i < GROUP; i++) best->levels[i] = PICK(better, found->levels[i], best->levels[i]);
+    best->error = PICK(better, found->error, best->error);
+    best->scales = PICK(better, found->scales, best->scales);
+    best->minimums = PICK(better, found->minimums, best->minimums);
+}
+
+/* As _fit_between. */
+INLINE void fit_between(Fit *best, const Lanes weights[GROUP]) {
+    Lanes lowest = weights[0], highest = weights[0];
+    for (int i = 1; i < GROUP; i++) {
+        lowest = LOWER(weights[i], lowest);
+        highest = HIGHER(weights[i], highest);
+    }
+    best->minimums = lowest;
+    best->scales = (highest - lowest) / LEVELS;
+    fit_levels(best, weights, 0, LEVELS);
+    Fit found = *best;
+    for (int step = 1; step < STEPS; step++) {
+        fit_line(&found, weights);
+        fit_levels(&found, weights, 0, LEVELS);
+        keep_better(best, &found);
+    }
+}
+
+/* As _fit_symmetric. */
+INLINE void fit_symmetric(Fit *fit, const Lanes weights[GROUP]) {
+    Lanes largest = {0};
+    for (int i = 0; i < GROUP; i++) {
+        Lanes size = SIZE(weights[i]);
+        largest = HIGHER(size, largest);
+    }
+    fit->scales = largest / 127;
+    fit->minimums = (Lanes){0};
+    fit_levels(fit, weights, -127, 127);
+}
+
+/* Writes a group's levels, without those of columns that the matrix doesn't have. */
+INLINE void scatter(const Packing *packing, int64_t at, int64_t group, Fit *fit) {
+    int64_t columns = packing->columns - group * GROUP;
+    for (int64_t i = columns; i < GROUP; i++) fit->levels[i] = (Lanes){0};
+    for (int row = 0; row < ROWS; row++) {
+        packing->scales[at * ROWS + row] = float_to_half(fit->scales[row]);
+        if (packing->minimums) packing->minimums[at * ROWS + row] = float_to_half(fit->minimums[row]);
+    }
+    uint8_t *to = packing->blocks + at * ROWS * GROUP * packing->bits / 8;
+    for (int lane = 0; lane < packing->bits; lane++) { /* 4 or 8 of them, as it happens */
+        for (int row = 0; row < ROWS; row++) {
+            for (int i = 0; i < 4; i++) {
+                int level = (int)fit->levels[lane * 4 + i][row];
+                if (packing->bits == 4) level |= (int)fit->levels[GROUP / 2 + lane * 4 + i][row] << 4;
+                *to++ = (uint8_t)level;
+            }
+        }
+    }
+}
+
+INLINE void pack_blocks_body(const Packing *packing, int64_t first, int64_t end) {
+    Lanes weights[GROUP];
+    Fit fit;
+    for (int64_t block = first; block < end; block++) {
+        for (int64_t group = 0; group < packing->groups; group++) {
+            gather(packing, block, group, weights);
+            if (packing->bits == 4) fit_between(&fit, weights);
+            else fit_symmetric(&fit, weights);
+            scatter(packing, block * packing->groups + group, group, &fit);
+        }
+    }
+}
+
+static void pack_blocks(const void *context, int64_t first, int64_t end) {
+    pack_blocks_body(context, first, end);
+}
+
+#if defined(__x86_64__)
+AVX2 static void pack_blocks_avx2(const void *context, int64_t first, int64_t end) {
+    pack_blocks_body(context, first, end);
+}
+#else
+#define pack_blocks_avx2 pack_blocks
+#endif
+
+/* Packs float weights [rows][columns] into blocks, scales and (INT4 only) minimums. */
+EXPORT void quatrain_quantize(Pool *pool, int wide, int bits, int64_t rows, int64_t columns, const float *weights,
+                              uint8_t *blocks, uint16_t *scales, uint16_t *minimums) {
+    Packing packing = {bits, rows, columns, (columns + GROUP - 1) / GROUP, weights, blocks, scales, minimums};
+    run(pool, wide ? pack_blocks_avx2 : pack_blocks, &packing, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns));
 }

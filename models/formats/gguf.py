@@ -17,7 +17,7 @@ from ..prompts import ChatHints
 from ..quantize import Quants
 from ..tokenizer import PieceTokenizer, Tokenizer, byte_level_tokenizer
 from ..tokenizers import model_proto
-from .gguf_file import MAGIC, GGUFFile, Tensor
+from .gguf_file import MAGIC, GGUFFile, Tensor, Texts
 
 Weight = torch.Tensor | Quants
 
@@ -63,7 +63,8 @@ class GGUFCheckpoint:
         """A metadata value as a Python object; {arch} in the key stands for the architecture's name."""
         if "{arch}" in key:
             key = key.format(arch=self.value("general.architecture"))
-        return self._file.values.get(key, default)
+        value = self._file.values.get(key, default)
+        return value.read() if isinstance(value, Texts) else value
 
     def holds(self, name: str) -> bool:
         return name in self._tensors
@@ -191,7 +192,7 @@ def _llama_config(file: GGUFCheckpoint) -> dict[str, Any]:
 
 
 def _vocabulary(file: GGUFCheckpoint) -> int | None:
-    tokens = file.value("tokenizer.ggml.tokens")
+    tokens = file._file.values.get("tokenizer.ggml.tokens")
     return len(tokens) if tokens is not None else file.value("{arch}.vocab_size")
 
 

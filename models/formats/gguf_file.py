@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +66,34 @@ class Tensor:
         return mapped.reshape(*self.shape[:-1], -1)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Where a list of texts lies. A vocabulary is needed once, for the tokenizer, and takes megabytes."""
+
+    path: Path
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self) -> list[str]:
+        with _mapped(self.path) as mapped:
+            cursor = _Cursor(mapped, self.start)
+            return [cursor.text() for _ in range(self.count)]
+
+
 class GGUFFile:
-    """Raises ValueError for a file that is none, ends early, or makes no sense."""
+    """Raises ValueError for a file that is none, ends early, or makes no sense.
+
+    `values` are the metadata: numbers, texts, lists of numbers, and Texts.
+    """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with _mapped(path) as mapped:
             cursor = _Cursor(mapped)
             tensors, values = cursor.start()
-            self.values: dict[str, Any] = dict(cursor.pair() for _ in range(values))
+            self.values: dict[str, Any] = dict(cursor.pair(path) for _ in range(values))
             found = [cursor.tensor() for _ in range(tensors)]
             base, size = cursor.aligned(self.values.get("general.alignment", ALIGNMENT)), len(mapped)
         self.tensors = {name: Tensor(path, name, shape, kind, base + start) for name, shape, kind, start in found}
@@ -80,12 +102,18 @@ class GGUFFile:
                 raise ValueError(f"{tensor.name} lies behind its end")
 
 
-class _Cursor:
-    """Reads a mapped file from its start to where it ends."""
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
-    def __init__(self, mapped: mmap.mmap) -> None:
+
+class _Cursor:
+    """Reads a mapped file from a place on, at most to its end."""
+
+    def __init__(self, mapped: mmap.mmap, at: int = 0) -> None:
         self.mapped = mapped
-        self.at = 0
+        self.at = at
 
     def start(self) -> tuple[int, int]:
         """The number of tensors, and of metadata values."""
@@ -94,12 +122,18 @@ class _Cursor:
             raise ValueError(f"version {version} of the form is not {' or '.join(map(str, VERSIONS))}")
         return tensors, values
 
-    def pair(self) -> tuple[str, Any]:
+    def pair(self, path: Path) -> tuple[str, Any]:
         key, (kind,) = self.text(), self.unpack("<I")
         if kind != LIST:
             return key, self.text() if kind == STRING else self.numbers(kind, 1)[0]
         kind, count = self.unpack("<IQ")
-        return key, [self.text() for _ in range(count)] if kind == STRING else self.numbers(kind, count)
+        return key, self.texts(path, count) if kind == STRING else self.numbers(kind, count)
+
+    def texts(self, path: Path, count: int) -> Texts:
+        start = self.at
+        for _ in range(count):
+            self.text()  # a file that is damaged says so at once
+        return Texts(path, start, count)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name, (dimensions,) = self.text(), self.unpack("<I")

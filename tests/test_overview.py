@@ -74,9 +74,9 @@ def test_text_for_people(tmp_path: Path) -> None:
     lines = report(tmp_path, "--assume", "cuda:6GB").splitlines()
     assert lines[0] == "cuda:0: assumed 6 GB, 6.0 of 6.0 GiB free"
     chatglm = next(line for line in lines if line.startswith("THUDM/chatglm-6b "))
-    assert chatglm.split()[1:] == ["int4", "1,920", "cuda:0", "3.8", "0.8", "1.0", "0.3", "6.0"]
+    assert chatglm.split()[1:] == ["int4", "2,048", "cuda:0", "3.8", "0.9", "0.3", "0.3", "5.4"]
     llama = next(line for line in lines if line.startswith("huggyllama/llama-65b"))
-    assert "needs 43.9 GiB" in llama
+    assert "needs 43.6 GiB" in llama
 
 
 def test_this_machine_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,12 +145,21 @@ ONE_BUILD = threading.Lock()
 @functools.cache
 def _kernel() -> Kernel | None:
     try:
-        return Kernel(build(), torch.get_num_threads())
+        return _loaded(build())
     except KernelError as error:
         warnings.warn(f"{error} Replies are slower without them.", stacklevel=4)
     except (OSError, AttributeError) as error:  # no place to build in; not loadable, or not what was built
         warnings.warn(f"The fast kernels can't be used ({error}). Replies are slower without them.", stacklevel=4)
     return None
+
+
+def _loaded(library: Path) -> Kernel:
+    """Raises OSError, AttributeError; then the file is removed, so that the next start builds it anew."""
+    try:
+        return Kernel(library, torch.get_num_threads())
+    except (OSError, AttributeError):
+        library.unlink(missing_ok=True)
+        raise
 
 
 def build() -> Path:
@@ -195,11 +204,14 @@ def _compilers() -> list[tuple[str, ...]]:
 
 def _failure(command: Sequence[str]) -> str | None:
     """Why compiling failed, in a line; None when it did not."""
+    name = Path(command[0]).name
     try:
         result = subprocess.run([*command, str(SOURCE), "-lm"], capture_output=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
+    except subprocess.TimeoutExpired:
+        return f"{name} was not done after {PATIENCE} seconds"
+    except OSError as error:
+        return f"{name} can't be run: {error.strerror}"
     if result.returncode == 0:
         return None
     lines = result.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"{Path(command[0]).name} ended with {result.returncode}"
+    return lines[-1] if lines else f"{name} ended with {result.returncode}"

@@ -219,7 +219,7 @@ EXPORT int quatrain_has_avx2(void) {
 
 /* -- Rows of x -- */
 
-/* A row of x: bytes [groups][32], what one of them stands for, and the sum of the floats, [groups] each. */
+/* A row of x: bytes [groups][32]; what one of them stands for, and the sum of what all do, [groups] each. */
 typedef struct {
     int8_t *bytes;
     float *scales, *sums;
@@ -236,25 +236,27 @@ INLINE float nearest(float value) {
     return (value + 0x1.8p23f) - 0x1.8p23f;
 }
 
-/* `values` are a whole group. One that holds an infinity or no number makes every product with it no number. */
+/* `values` are a whole group. One that holds an infinity or no number makes every product with it no number. The sum is
+ * that of the rounded values: with the exact one, errors would be weighed by the weights' distance from the minimum
+ * instead of by the weights, which are smaller. */
 INLINE void round_group(const float *values, int8_t *bytes, float *scale, float *sum) {
-    float largest[ROWS] = {0}, sums[ROWS] = {0}, most = 0, total = 0;
+    float sizes[ROWS] = {0}, most = 0;
+    int broken = 0, total = 0;
     for (int i = 0; i < GROUP; i += ROWS) {
         for (int lane = 0; lane < ROWS; lane++) {
             float size = fabsf(values[i + lane]);
-            largest[lane] = size > largest[lane] ? size : largest[lane];
-            sums[lane] += values[i + lane];
+            sizes[lane] = size > sizes[lane] ? size : sizes[lane];
         }
     }
-    for (int lane = 0; lane < ROWS; lane++) {
-        most = largest[lane] > most ? largest[lane] : most;
-        total += sums[lane];
-    }
-    int broken = most > FLT_MAX || total != total;
+    for (int i = 0; i < GROUP; i++) broken |= !(fabsf(values[i]) <= FLT_MAX);
+    for (int lane = 0; lane < ROWS; lane++) most = sizes[lane] > most ? sizes[lane] : most;
     float inverse = most > 1e-36f && !broken ? 127 / most : 0; /* 127 / 1e-37 would be infinite */
-    for (int i = 0; i < GROUP; i++) bytes[i] = broken ? 0 : (int8_t)(int32_t)nearest(values[i] * inverse);
+    for (int i = 0; i < GROUP; i++) {
+        bytes[i] = broken ? 0 : (int8_t)(int32_t)nearest(values[i] * inverse);
+        total += bytes[i];
+    }
     *scale = broken ? NAN : most / 127;
-    *sum = broken ? NAN : total;
+    *sum = *scale * (float)total;
 }
 
 INLINE void round_rows_body(const Rounding *job, int64_t first, int64_t end) {

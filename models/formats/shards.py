@@ -69,11 +69,12 @@ def _entries(path: Path) -> dict[str, Entry]:
         text = file.read(length)
     try:
         header = json.loads(text)
-        entries = {
-            name: _entry(path, name, about, 8 + length) for name, about in header.items() if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise error if isinstance(error, CheckpointError) else _damaged(path, "its header makes no sense") from error
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, name, about, 8 + length) for name, about in header.items()}
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, "its header makes no sense") from error
     end = max((entry.start + entry.nbytes for entry in entries.values()), default=0)
     if end > size:
         raise _damaged(path, f"{end - size:,} bytes are missing at its end")
@@ -83,9 +84,11 @@ def _entries(path: Path) -> dict[str, Entry]:
 def _entry(path: Path, name: str, about: dict[str, Any], base: int) -> Entry:
     if about["dtype"] not in TYPES:
         raise CheckpointError(f"{path} holds {name} as {about['dtype']}, which can't be read; {', '.join(TYPES)} can.")
-    start, end = about["data_offsets"]
-    entry = Entry(TYPES[about["dtype"]], tuple(about["shape"]), base + start)
-    if start < 0 or min(entry.shape, default=1) < 0 or end - start != entry.nbytes:
+    shape, (start, end) = tuple(about["shape"]), about["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+        raise ValueError(name)
+    entry = Entry(TYPES[about["dtype"]], shape, base + start)
+    if end - start != entry.nbytes:
         raise ValueError(name)
     return entry
 

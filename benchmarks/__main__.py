@@ -11,7 +11,7 @@ import platformdirs
 from chatapp.settings import default_data_folder
 
 from . import accuracy, memory
-from .results import Result, as_json, as_table
+from .results import Result, as_json, table_lines
 from .settings import Settings
 
 BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
@@ -23,8 +23,9 @@ BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     settings = Settings(options.data, options.scratch, options.only)
-    results = list(BENCHMARKS[options.name](settings))
-    print(as_json(results) if options.json else as_table(results))
+    results = BENCHMARKS[options.name](settings)
+    for line in [as_json(results)] if options.json else table_lines(results):
+        print(line, flush=True)  # the next one may take minutes
 
 
 def _parser() -> argparse.ArgumentParser:

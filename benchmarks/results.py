@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,10 @@ def as_json(results: Iterable[Result]) -> str:
     return json.dumps([result.as_json() for result in results], indent=1)
 
 
-def as_table(results: Iterable[Result]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+def table_lines(results: Iterable[Result]) -> Iterator[str]:
+    """The lines of a Markdown table, each as soon as its result is there."""
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|" + "---|" * len(COLUMNS)
     for result in results:
         cells = (getattr(result, column) for column in COLUMNS)
-        lines.append(f"| {' | '.join(f'{cell:,.4g}' if isinstance(cell, float) else cell for cell in cells)} |")
-    return "\n".join(lines)
+        yield f"| {' | '.join(f'{cell:,.4g}' if isinstance(cell, float) else cell for cell in cells)} |"

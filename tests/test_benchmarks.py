@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 import models
 from benchmarks import __main__ as command
 from benchmarks import accuracy, memory, minilm, process, shapes
-from benchmarks.results import Result, as_json, as_table
+from benchmarks.results import Result, as_json, table_lines
 from models import CheckpointError, footprint
 from tests import stories260k, tiny
 
@@ -35,7 +35,7 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
 def test_tables() -> None:
     found = json.loads(as_json([FAST, SMALL]))
     assert found == [asdict(FAST), asdict(SMALL)] and found[0].keys() == KEYS
-    assert as_table([FAST, SMALL]).splitlines()[2:] == [
+    assert list(table_lines([FAST, SMALL]))[2:] == [
         "| decode | 30 | 20 | 1.5 | tok/s | peer |",
         "| peak | 10 | 20 | 2 | MB | predicted |",
     ]

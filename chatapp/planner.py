@@ -97,12 +97,17 @@ def plan(config: Mapping[str, Any], machine: Machine, tier: str = "auto", contex
 
 
 def plan_for(path: Path, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
-    """The plan for a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
+    """The plan for a checkpoint on disk. Raises CheckpointError."""
+    return plan_footprint(footprint_of(path), machine, tier, context)
+
+
+def footprint_of(path: Path) -> Footprint:
+    """The memory of a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
     needs = footprint(checkpoint.config)
     if path.suffix == ".gguf":
         needs = dataclasses.replace(needs, kept=_nearest_tier(needs, checkpoint.nbytes()))
-    return plan_footprint(needs, machine, tier, context)
+    return needs
 
 
 def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:

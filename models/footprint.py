@@ -101,7 +101,7 @@ class Footprint:
         # LLaMA's gate and up, or one matrix for both, or BLOOM's single one; then the activation of as much again.
         outputs = sum(matrix.rows for matrix in self.layers if matrix.rows in (inner, 2 * inner))
         numbers = MLP_VECTORS * self._hidden + 2 * outputs // self.args.cache_shape.layers
-        return rows * numbers * _activation_bytes(tier, device) + self._widened(self.layers, tier, tier, device)
+        return rows * numbers * _activation_bytes(tier, device) + self._widened(self.layers, tier, device)
 
     def _attention(self, tier: str, device: str, rows: int, window: int) -> int:
         shape, heads = self.args.cache_shape, self.args.query_heads
@@ -117,9 +117,11 @@ class Footprint:
     def _head(self, tier: str, device: str, rows: int) -> int:
         logits = 2 * 4 * self.vocabulary[0].rows
         activations = 2 * rows * self._hidden * _activation_bytes(tier, device)
-        return activations + logits + self._widened(self.vocabulary, tier, self._vocabulary_tier(tier), device)
+        # A single row goes through the head, and a CPU kernel reads FP16 as it is for so few.
+        widened = 0 if device == "cpu" else self._widened(self.vocabulary, self._vocabulary_tier(tier), device)
+        return activations + logits + widened
 
-    def _widened(self, matrices: tuple[Matrix, ...], tier: str, stored: str, device: str) -> int:
+    def _widened(self, matrices: tuple[Matrix, ...], stored: str, device: str) -> int:
         nbytes, at_once = WIDENED.get((device, stored), (0, 0))
         return min(max(matrix.size for matrix in matrices), at_once) * nbytes
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +120,7 @@ def load(
     model = _empty(architecture, checkpoint.config)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
+        _give_back()
     window = min(context or model.args.context, model.args.context)
     return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
 
@@ -215,10 +218,18 @@ def stored(weight: Weight, bits: int) -> Stored:
     if len(weight.shape) < 2:
         return weight.float()
     if bits >= 16:
-        return (weight if isinstance(weight, torch.Tensor) else weight.dequantize()).to(FLOATS[bits])
+        return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.pack().expand(FLOATS[bits])
     if isinstance(weight, torch.Tensor):
         return quantize(weight, bits)
     return weight.pack() if weight.bits <= bits else quantize(weight.dequantize(), bits)
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system: what comes and goes while small matrices are read leaves holes between them
+    that take as much as half of a small model, and that glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _place(model: nn.Module, name: str, weight: Stored) -> None:

@@ -69,6 +69,15 @@ class PackedMatrix:
         whole = grouped.permute(0, 3, 1, 2).reshape(-1, grouped.shape[1] * GROUP)
         return whole[: self.rows, : self.columns]
 
+    def expand(self, dtype: torch.dtype) -> torch.Tensor:
+        """dtype [rows, columns], made a part at a time: little more memory than the result is needed."""
+        whole = torch.empty(self.shape, dtype=dtype, device=self.blocks.device)
+        done = 0
+        for part in self.split(AT_ONCE):
+            whole[done : done + part.rows] = part.dequantize()
+            done += part.rows
+        return whole
+
     def select(self, rows: torch.Tensor) -> torch.Tensor:
         """float32 [n, columns]: the rows with these numbers, int64 [n]."""
         block, row = rows // ROWS, rows % ROWS
@@ -157,7 +166,7 @@ def _side_by_side(values: torch.Tensor) -> torch.Tensor:
     return whole.view(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
 
 
-AT_ONCE = 2**22  #: weights that are quantized in one go: more would need more memory than the matrix itself
+AT_ONCE = 2**20  #: weights that are quantized in one go: what is computed of more would not stay in the cache
 
 
 def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:

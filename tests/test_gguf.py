@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
 import gguf
@@ -11,6 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 
 import models
 from models import CheckpointError
+from models.formats import open_checkpoint
 from tests.tiny import CHATML_CONTROLS, LINES, LLAMA, build, byte_level_tokenizer, write_gguf
 
 
@@ -167,3 +170,31 @@ def test_missing_metadata(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(CheckpointError, match="lacks"):
         models.load(tmp_path / "bare.gguf")
+
+
+def test_a_damaged_header_is_refused_or_read(tmp_path: Path) -> None:
+    """Whatever a byte of it becomes: never another error."""
+    whole = tmp_path / "whole.gguf"
+    write_gguf(whole, build(LLAMA), LLAMA, tokenizer=byte_level_tokenizer())
+    data = bytearray(whole.read_bytes())
+    generator = random.Random(0)
+    for _ in range(300):
+        place, value = generator.randrange(4, 3000), generator.randrange(256)
+        changed = data.copy()
+        changed[place] = value
+        (tmp_path / "changed.gguf").write_bytes(changed)
+        with contextlib.suppress(CheckpointError):
+            checkpoint = open_checkpoint(tmp_path / "changed.gguf")
+            assert checkpoint.nbytes() > 0
+
+
+def test_texts_of_the_header_are_read_when_wanted(tmp_path: Path) -> None:
+    inner = byte_level_tokenizer()
+    write_gguf(tmp_path / "tiny.gguf", build(LLAMA), LLAMA, tokenizer=inner)
+    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
+    assert checkpoint.config["vocab_size"] == LLAMA["vocab_size"]
+    assert checkpoint.value("tokenizer.ggml.tokens")[:3] == list(CHATML_CONTROLS)
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF."):
+            assert checkpoint.value(key) == field.contents()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as QuantType
@@ -18,8 +17,8 @@ from ..prompts import ChatHints
 from ..quantize import Quants
 from ..tokenizer import PieceTokenizer, Tokenizer, byte_level_tokenizer
 from ..tokenizers import model_proto
+from .gguf_file import MAGIC, GGUFFile, Tensor, Texts
 
-MAGIC = b"GGUF"
 Weight = torch.Tensor | Quants
 
 
@@ -35,7 +34,7 @@ class Layout:
 class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader = _open(path)
+        self._file = _open(path)
         name = self.value("general.architecture")
         if name not in LAYOUTS:
             supported = ", ".join(LAYOUTS)
@@ -43,7 +42,7 @@ class GGUFCheckpoint:
                 f"{path.name} has the architecture {name!r}, which can't be run here; try {supported}."
             )
         self._layout = LAYOUTS[name]
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._tensors = self._file.tensors
         self.config: dict[str, Any] = self._layout.config(self)
 
     @staticmethod
@@ -64,8 +63,8 @@ class GGUFCheckpoint:
         """A metadata value as a Python object; {arch} in the key stands for the architecture's name."""
         if "{arch}" in key:
             key = key.format(arch=self.value("general.architecture"))
-        field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        value = self._file.values.get(key, default)
+        return value.read() if isinstance(value, Texts) else value
 
     def holds(self, name: str) -> bool:
         return name in self._tensors
@@ -127,15 +126,14 @@ class GGUFCheckpoint:
         return pattern.format(number)
 
 
-def _open(path: Path) -> gguf.GGUFReader:
+def _open(path: Path) -> GGUFFile:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != MAGIC:
         raise CheckpointError(f"{path} is not a GGUF file, or damaged at its start; download it again.")
     try:
-        return gguf.GGUFReader(path)
-    # What the reader raises on a file that ends early or whose header makes no sense.
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        return GGUFFile(path)
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again.") from error
 
 
@@ -194,8 +192,8 @@ def _llama_config(file: GGUFCheckpoint) -> dict[str, Any]:
 
 
 def _vocabulary(file: GGUFCheckpoint) -> int | None:
-    tokens = file._reader.get_field("tokenizer.ggml.tokens")
-    return len(tokens.data) if tokens is not None else file.value("{arch}.vocab_size")
+    tokens = file._file.values.get("tokenizer.ggml.tokens")
+    return len(tokens) if tokens is not None else file.value("{arch}.vocab_size")
 
 
 def _rope_scaling(file: GGUFCheckpoint) -> dict[str, Any] | None:
@@ -215,11 +213,11 @@ def _llama_restore(name: str, weight: Weight, config: Mapping[str, Any]) -> Weig
     return weight[rows.view(heads[part], -1, 2).transpose(1, 2).flatten()]
 
 
-def _floats(tensor: gguf.ReaderTensor) -> torch.Tensor:
+def _floats(tensor: Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(tensor.data, dtype=np.float32))  # a copy: the mapped file is read-only
 
 
-def _blocks(tensor: gguf.ReaderTensor, *fields: tuple[str, str, int]) -> dict[str, torch.Tensor]:
+def _blocks(tensor: Tensor, *fields: tuple[str, str, int]) -> dict[str, torch.Tensor]:
     """The fields (name, type, count) of a quantized tensor's blocks of 32 weights, each [rows, blocks, count]."""
     rows = tensor.data.shape[0] if tensor.data.ndim > 1 else 1
     blocks = np.ascontiguousarray(tensor.data).view(np.dtype([(name, kind, (count,)) for name, kind, count in fields]))
@@ -232,23 +230,23 @@ def _nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat((packed & 15, packed >> 4), dim=-1).flatten(1)
 
 
-def _q4_0(tensor: gguf.ReaderTensor) -> Quants:
+def _q4_0(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("packed", "u1", 16))
     scales = parts["scale"].squeeze(-1)
     return Quants(4, _nibbles(parts["packed"]), scales, -8 * scales)  # exact: a power of two
 
 
-def _q4_1(tensor: gguf.ReaderTensor) -> Quants:
+def _q4_1(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("minimum", "<f2", 1), ("packed", "u1", 16))
     return Quants(4, _nibbles(parts["packed"]), parts["scale"].squeeze(-1), parts["minimum"].squeeze(-1))
 
 
-def _q8_0(tensor: gguf.ReaderTensor) -> Quants:
+def _q8_0(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("integers", "i1", 32))
     return Quants(8, parts["integers"].flatten(1), parts["scale"].squeeze(-1))
 
 
-READERS: Mapping[QuantType, Callable[[gguf.ReaderTensor], Weight]] = {
+READERS: Mapping[QuantType, Callable[[Tensor], Weight]] = {
     QuantType.F32: _floats,
     QuantType.F16: _floats,
     QuantType.Q4_0: _q4_0,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..base import CheckpointError
 from ..prompts import ChatHints
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.reading import read_settings
+from .shards import read_shard
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 INDEX = "model.safetensors.index.json"
@@ -37,9 +36,7 @@ class HuggingFaceCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for shard in self._shards():
-            with _opened(shard) as file:
-                for name in file.keys():
-                    yield name, file.get_tensor(name)
+            yield from read_shard(shard)
 
     def nbytes(self) -> int:
         return sum(shard.stat().st_size for shard in self._shards())
@@ -93,15 +90,6 @@ class HuggingFaceCheckpoint:
 
 def _content(token: str | dict[str, Any]) -> str:
     return token["content"] if isinstance(token, dict) else token
-
-
-@contextmanager
-def _opened(shard: Path):
-    try:
-        with safe_open(shard, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise CheckpointError(f"{shard} is damaged or incomplete ({error}); download it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

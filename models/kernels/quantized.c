@@ -66,7 +66,7 @@ static inline uint16_t float_to_half(float value) {
 
 /* -- Threads: they start with the first job, look for the next one a short while, then sleep. -- */
 
-enum { MOST_HELPERS = 63, SPIN_NANOSECONDS = 50000 };
+enum { MOST_HELPERS = 63, SPIN_NANOSECONDS = 50000, ALONE_BATCHES = 32 };
 
 /* Does the items first .. end - 1 of a job. */
 typedef void (*Task)(const void *context, int64_t first, int64_t end);
@@ -179,10 +179,11 @@ static void share(Pool *pool, Job *job) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* Does a job with the helpers, or alone while they do another caller's. */
+/* Does a job with the helpers, or alone where it is small or they do another caller's. A job of so few batches is over
+ * in a tenth of a millisecond; where another program has a helper's processor, waiting for it takes fifty times that. */
 static void run(Pool *pool, Task task, const void *context, int64_t items, int64_t batch) {
     Job job = {task, context, items, batch, 0};
-    if (pool && items > batch && pthread_mutex_trylock(&pool->owner) == 0) {
+    if (pool && items > ALONE_BATCHES * batch && pthread_mutex_trylock(&pool->owner) == 0) {
         share(pool, &job);
         pthread_mutex_unlock(&pool->owner);
     } else {
@@ -483,7 +484,7 @@ EXPORT int quatrain_multiply(Pool *pool, int wide, int bits, int64_t rows, int64
     run(pool, wide ? round_rows_avx2 : round_rows, &rounding, count, batch_of(columns));
     Product product = {{bits, rows, groups, blocks, scales, minimums}, NULL, NULL, count, list, bias, y};
     choose_product(&product, wide);
-    run(pool, multiply_blocks, &product, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns));
+    run(pool, multiply_blocks, &product, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns * count));
     free(list);
     return 0;
 }
@@ -581,7 +582,7 @@ AVX2 static void multiply_halves_avx2(const void *context, int64_t first, int64_
 EXPORT void quatrain_multiply_halves(Pool *pool, int wide, int64_t rows, int64_t columns, const uint16_t *weights,
                                      const float *x, int64_t count, const float *bias, float *y) {
     HalfProduct job = {weights, rows, columns, x, count, bias, y};
-    run(pool, wide ? multiply_halves_avx2 : multiply_halves, &job, rows, batch_of(columns));
+    run(pool, wide ? multiply_halves_avx2 : multiply_halves, &job, rows, batch_of(columns * count));
 }
 
 /* -- Packing: eight rows at a time, one in each lane of a vector -- */

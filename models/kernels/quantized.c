@@ -460,7 +460,7 @@ static void multiply_blocks(const void *context, int64_t first, int64_t end) {
 
 /* How many items of so many weights make a batch: taking one costs little beside it, and all threads end together. */
 static int64_t batch_of(int64_t weights) {
-    int64_t batch = 65536 / weights;
+    int64_t batch = weights > 0 ? 65536 / weights : 1;
     return batch > 1 ? batch : 1;
 }
 

@@ -81,6 +81,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+#: Tables and masks that some checkpoints store: they are computed here.
+LEFTOVERS = (".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias")
+
+
 class BaseModel(nn.Module):
     """An architecture: `forward` is in the family's file and can be read there from top to bottom."""
 
@@ -100,9 +104,7 @@ class BaseModel(nn.Module):
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         """The attribute that a checkpoint's tensor belongs to, or None for a leftover that is to be ignored."""
-        if name.endswith(".inv_freq"):
-            return None  # rotary frequencies, which some checkpoints store: they are computed here
-        return name, tensor
+        return None if name.endswith(LEFTOVERS) else (name, tensor)
 
     def new_cache(self, length: int, dtype: torch.dtype, device: str | torch.device) -> KVCache:
         return KVCache(self.args.cache_shape, length, dtype, device)

@@ -64,8 +64,8 @@ class Footprint:
     vectors: int  #: numbers in norms and biases
     #: The tier that a published quantized checkpoint brings and keeps, or None.
     kept: str | None = None
-    #: Whether its embedding and head are quantized as well.
-    kept_vocabulary: bool = True
+    #: The tier of its embedding and head, where they differ from those of the tiers that are made here.
+    kept_vocabulary: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -79,7 +79,8 @@ class Footprint:
     def weights(self, tier: str) -> int:
         """Bytes of the finished model."""
         outer = self._vocabulary_tier(tier)
-        matrices = sum(matrix.nbytes(tier) for matrix in self.layers)
+        inner = self._layer_tier(tier)
+        matrices = sum(matrix.nbytes(inner) for matrix in self.layers)
         return matrices + sum(matrix.nbytes(outer) for matrix in self.vocabulary) + self.vectors * VECTOR_BYTES
 
     def cache(self, tier: str, window: int) -> int:
@@ -129,9 +130,13 @@ class Footprint:
         """Bytes of one position in one layer."""
         return 2 * heads * self.args.cache_shape.head_dim * ITEM_BYTES.get(tier, 2)
 
+    def _layer_tier(self, tier: str) -> str:
+        """What the authors quantized to INT4 stays so in INT8, which could bring nothing back."""
+        return self.kept if self.kept_vocabulary and (self.kept, tier) == ("int4", "int8") else tier
+
     def _vocabulary_tier(self, tier: str) -> str:
-        if tier == self.kept and not self.kept_vocabulary:
-            return "fp16"
+        if tier not in ITEM_BYTES and self.kept_vocabulary:
+            return self.kept_vocabulary
         return VOCABULARY_TIER.get(tier, tier)
 
     @property
@@ -148,8 +153,8 @@ def footprint(config: Mapping[str, Any]) -> Footprint:
     vocabulary = tuple(matrix for matrix in matrices if matrix.rows == tokens)
     vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
     kept = {8: "int8", 4: "int4"}.get(config.get("quantization_bit"))  # THUDM's published files
-    whole = kept is None or bool(config.get("quantization_embeddings"))
-    return Footprint(model.args, model.causal_prompt, layers, vocabulary, vectors, kept, whole)
+    kept_vocabulary = kept if config.get("quantization_embeddings") or kept is None else "fp16"
+    return Footprint(model.args, model.causal_prompt, layers, vocabulary, vectors, kept, kept_vocabulary)
 
 
 def _activation_bytes(tier: str, device: str) -> int:

@@ -37,7 +37,8 @@ class ModelArgs(BaseArgs):
     vocab_size: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int | None = None
+    max_sequence_length: int | None = None  #: in place of it, or, where positions are scaled, what they become
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
@@ -45,8 +46,6 @@ class ModelArgs(BaseArgs):
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
-
-    aliases = {"max_sequence_length": "max_position_embeddings"}
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:
@@ -79,7 +78,13 @@ class ModelArgs(BaseArgs):
 
     @property
     def context(self) -> int:
-        return self.max_position_embeddings
+        given = [length for length in (self.max_position_embeddings, self.max_sequence_length) if length is not None]
+        return max(given, default=2048)
+
+    @property
+    def trained_context(self) -> int:
+        """The window before any scaling, which dynamic scaling starts from."""
+        return self.max_position_embeddings or self.context
 
 
 class Attention(nn.Module):
@@ -163,7 +168,9 @@ class Model(BaseModel):
         args = self.args
         # Dynamic scaling takes the length that the cache was made for, so that steps and whole agree.
         length = ids.shape[1] if cache is None else cache.capacity
-        return rope_frequencies(args.head_size, args.rope_theta, args.rope_scaling, args.context, length, ids.device)
+        return rope_frequencies(
+            args.head_size, args.rope_theta, args.rope_scaling, args.trained_context, length, ids.device
+        )
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         if name == "lm_head.weight" and self.args.tie_word_embeddings:

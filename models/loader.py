@@ -191,12 +191,18 @@ def _weights(
             continue
         name, weight = placed
         _check(name, weight, expected, checkpoint)
-        # A row for each token: the embedding, or the head. INT4 would cost accuracy there.
-        yield name, stored(weight, max(bits, 8) if weight.shape[0] in tokens else bits)
+        # A row for each token: the embedding, or the head.
+        yield name, stored(weight, _vocabulary_bits(weight, bits, checkpoint) if weight.shape[0] in tokens else bits)
         missing.discard(name)
     if missing:
         shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(f"{len(missing)} tensors are missing in {checkpoint.path}: {shown}; download it again.")
+
+
+def _vocabulary_bits(weight: Weight, bits: int, checkpoint: Checkpoint) -> int:
+    """INT4 would cost accuracy in the embedding and the head; what the ChatGLM authors left at FP16 stays so."""
+    left_whole = isinstance(weight, torch.Tensor) and checkpoint.config.get("quantization_bit")
+    return max(bits, 16 if left_whole else 8)
 
 
 def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
@@ -205,6 +211,10 @@ def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoin
     if weight.shape != expected[name]:
         shapes = f"{list(weight.shape)} instead of {list(expected[name])}"
         raise CheckpointError(f"{name} in {checkpoint.path} has the shape {shapes}; config and weights don't match.")
+    if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+        raise CheckpointError(
+            f"{name} in {checkpoint.path} is of {weight.dtype}, where floats belong; get it as floats."
+        )
     # Not isfinite of every weight, which takes longer than quantizing them; what is not a number wins in both ends.
     if isinstance(weight, torch.Tensor) and not torch.stack(weight.aminmax()).isfinite().all():
         raise CheckpointError(f"{name} in {checkpoint.path} holds values that are not numbers; download it again.")

@@ -48,7 +48,8 @@ def test_fp16_is_two_bytes_a_parameter_and_two_more_for_norms_and_biases(known: 
 def test_lower_tiers_take_less(known: tuple[Checkpoint, Footprint]) -> None:
     _, needs = known
     sizes = [needs.weights(tier) for tier in ("fp32", *TIERS)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    same = needs.kept == "int4"  # what a file brings at INT4 stays so in INT8
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) - same
 
 
 #: GB of FP16, of INT8 with a scale a row, and of INT4 with a scale a group of 32, embedding and head at FP16 in all of
@@ -130,7 +131,7 @@ def test_published_int4_keeps_its_embedding() -> None:
     vocabulary = made.vocabulary[0]
     assert kept.weights("int4") - made.weights("int4") == vocabulary.nbytes("fp16") - vocabulary.nbytes("int8")
     everything = footprint(chatglm_6b(quantization_bit=4, quantization_embeddings=True))
-    assert everything.weights("int4") == made.weights("int4")
+    assert kept.weights("int4") - everything.weights("int4") == vocabulary.nbytes("fp16") - vocabulary.nbytes("int4")
 
 
 #: MB of scratch, measured on the CPU with blocks of full shape and no vocabulary to speak of, a full window.

@@ -1,9 +1,11 @@
-"""A Hugging Face folder: config.json, safetensors (sharded or not), tokenizer files."""
+"""A Hugging Face folder: config.json, safetensors or PyTorch's own files (sharded or not), tokenizer files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,47 @@ import torch
 
 from ..base import CheckpointError
 from ..prompts import ChatHints
+from ..quantize import Quants
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.reading import read_settings
+from .parts import foreign, join
+from .pickles import read_pickled
 from .shards import read_shard
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-INDEX = "model.safetensors.index.json"
+#: The first converter of LLaMA wrote these defaults of the config's class into it; the tokenizer's ids are others.
+EARLY_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+TRUE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of weight files: what one file for all is called, where there are several `pattern` finds them."""
+
+    whole: str
+    pattern: str
+    read: Callable[[Path], Iterator[tuple[str, torch.Tensor]]]
+
+    @property
+    def index(self) -> str:
+        return f"{self.whole}.index.json"
+
+
+#: The better one first.
+KINDS = (
+    Kind("model.safetensors", "*.safetensors", read_shard),
+    Kind("pytorch_model.bin", "pytorch_model*.bin", read_pickled),
+)
+NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class HuggingFaceCheckpoint:
-    quantized = False
-
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: dict[str, Any] = read_json(path / "config.json")
+        config = read_json(path / "config.json")
+        if isinstance(others := config.get("quantization_config"), dict):
+            raise foreign(path, others.get("quant_method", "bitsandbytes"))
+        self.config: dict[str, Any] = config | TRUE_IDS if config.items() >= EARLY_IDS.items() else config
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -34,15 +63,20 @@ class HuggingFaceCheckpoint:
     def glance(path: Path) -> dict[str, Any]:
         return read_json(path / "config.json")
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for shard in self._shards():
-            yield from read_shard(shard)
+    @property
+    def quantized(self) -> bool:
+        return bool(self.config.get("quantization_bit"))
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Quants]]:
+        kind, shards = self._weights()
+        tensors = (pair for shard in shards for pair in kind.read(shard))
+        return join(tensors, self.config.get("quantization_bit"), self.path)
 
     def nbytes(self) -> int:
-        return sum(shard.stat().st_size for shard in self._shards())
+        return sum(shard.stat().st_size for shard in self._weights()[1])
 
     def files(self) -> list[Path]:
-        return [self.path / "config.json", *self._shards()]
+        return [self.path / "config.json", *self._weights()[1]]
 
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path, self.config)
@@ -70,22 +104,45 @@ class HuggingFaceCheckpoint:
             found = {entry["name"]: entry["template"] for entry in found}.get("default")
         return found
 
-    def _shards(self) -> list[Path]:
-        """The weight files; the index says which where there is one, since folders may hold others beside them."""
-        index = self.path / INDEX
-        if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            shards = [self.path / Path(name).name for name in names]
-        else:
-            shards = sorted(self.path.glob("*.safetensors"))
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise CheckpointError(f"{missing[0]} is missing in {self.path}; download it from the same repository.")
-        if not shards:
-            raise CheckpointError(
-                f"No weights (*.safetensors) are in {self.path}; download them from the same repository."
-            )
-        return shards
+    def _weights(self) -> tuple[Kind, list[Path]]:
+        """The first set of weight files that is complete. Raises CheckpointError naming what is missing."""
+        sets = [(kind, shards) for kind in KINDS for shards in _sets(self.path, kind) if shards]
+        if not sets:
+            kinds = " or ".join(kind.pattern for kind in KINDS)
+            raise CheckpointError(f"No weights ({kinds}) are in {self.path}; download them from the same repository.")
+        missing = [next((shard for shard in shards if not shard.is_file()), None) for _, shards in sets]
+        if None not in missing:
+            raise CheckpointError(f"{missing[0].name} is missing in {self.path}; download it from the same repository.")
+        return sets[missing.index(None)]
+
+
+def _sets(folder: Path, kind: Kind) -> Iterator[list[Path]]:
+    """Which files of a kind may be all of the weights: those that the index names, one for all, whatever is there.
+
+    The index comes first, since folders may hold other files beside its own; it may be a stale one.
+    """
+    if (folder / kind.index).is_file():
+        yield _indexed(folder / kind.index)
+    if (folder / kind.whole).is_file():
+        yield [folder / kind.whole]
+    yield sorted({shard for file in folder.glob(kind.pattern) for shard in _siblings(file)})
+
+
+def _indexed(index: Path) -> list[Path]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{index} is damaged (it says of no tensor where it is); download it again.")
+    return sorted({index.parent / Path(name).name for name in files.values()})
+
+
+def _siblings(file: Path) -> list[Path]:
+    """A file with all that its number says there are, whether they are there or not."""
+    match = NUMBERED.fullmatch(file.name)
+    if match is None:
+        return [file]
+    start, count, end = match.groups()
+    numbers = (f"{number:0{len(count)}}" for number in range(1, int(count) + 1))
+    return [file.with_name(f"{start}-{number}-of-{count}{end}") for number in numbers]
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -41,22 +41,27 @@ class Entry(NamedTuple):
     start: int
 
     @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * self.dtype.itemsize
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a safetensors file in its order, mapped. Raises CheckpointError."""
     for name, entry in _entries(path).items():
-        yield name, _map(path, entry)
+        yield name, map_numbers(path, entry.dtype, entry.start, entry.count).view(entry.shape)
 
 
-def _map(path: Path, entry: Entry) -> torch.Tensor:
-    if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=entry.dtype)  # nothing can't be mapped
+def map_numbers(path: Path, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
+    """`count` numbers of a file from a byte on, mapped: [count]."""
+    if count == 0:
+        return torch.empty(0, dtype=dtype)  # nothing can't be mapped
     # Copy on write: torch takes no array that can't be written to, and nothing ever writes.
-    mapped = np.memmap(path, np.uint8, "c", entry.start, (entry.nbytes,))
-    return torch.from_numpy(mapped).view(entry.dtype).view(entry.shape)
+    mapped = np.memmap(path, np.uint8, "c", start, (count * dtype.itemsize,))
+    return torch.from_numpy(mapped).view(dtype)
 
 
 def _entries(path: Path) -> dict[str, Entry]:

@@ -189,6 +189,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+#: What Meta's own LLaMA folders have in place of a config.json.
+META_WEIGHTS = "consolidated.00.pth"
 #: The families as their users write them; the last one holds what none of our architectures can run.
 FAMILIES = {"chatglm": "ChatGLM", "llama": "LLaMA", "bloom": "BLOOM", "baichuan": "Baichuan", "": "?"}
 
@@ -203,7 +205,7 @@ class Found:
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
-    """The checkpoints in these folders, one or two levels down: folders with a config.json, and GGUF files."""
+    """The checkpoints in these folders, one or two levels down: GGUF files, and folders of Hugging Face's or Meta's."""
     found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
     for folder in folders:
         for path in _candidates(folder):
@@ -219,6 +221,9 @@ def _candidates(folder: Path) -> Iterator[Path]:
             inside_embedder = _is_embedder(config.parent) or _is_embedder(config.parent.parent)  # 1_Pooling/config.json
             if not inside_embedder and not _is_unfinished(config, folder):
                 yield config.parent
+        for weights in folder.glob(f"{depth}{META_WEIGHTS}"):
+            if not _is_unfinished(weights, folder):
+                yield weights.parent
         for file in folder.glob(f"{depth}*.gguf"):
             if file.is_file() and not _is_unfinished(file, folder):
                 yield file

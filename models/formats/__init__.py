@@ -14,6 +14,7 @@ from ..quantize import Quants
 from ..tokenizer import Tokenizer
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
+from .meta import MetaCheckpoint
 
 Weight = torch.Tensor | Quants
 """A tensor as a file brings it: floats, or a matrix that is already quantized."""
@@ -42,7 +43,7 @@ class Checkpoint(Protocol):
         """What its files say about how it wants to be talked to."""
 
 
-FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint)
+FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint, MetaCheckpoint)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -55,11 +56,11 @@ def glance(path: Path) -> dict[str, Any]:
     return _form(path).glance(path)
 
 
-def _form(path: Path) -> type[GGUFCheckpoint] | type[HuggingFaceCheckpoint]:
+def _form(path: Path) -> type[GGUFCheckpoint | HuggingFaceCheckpoint | MetaCheckpoint]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint's folder or a .gguf file.")
     for form in FORMS:
         if form.recognises(path):
             return form
-    what = "a folder without config.json or a .gguf file" if path.is_dir() else "neither a folder nor a .gguf file"
+    what = "a folder without config.json, or params.json and Meta's weights" if path.is_dir() else "neither a folder nor a .gguf file"
     raise CheckpointError(f"{path} is no checkpoint: it is {what}.")

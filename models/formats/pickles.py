@@ -47,16 +47,21 @@ class PickledFile:
         return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return tuple(self._found(name).shape)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, mapped where the file allows it. Raises CheckpointError for one that goes beyond the file."""
-        tensor = self._tensors[name]
+        """A tensor, mapped where the file allows it. Raises CheckpointError for one that is not there or not whole."""
+        tensor = self._found(name)
         if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values():
             raise CheckpointError(f"{self.path} holds {name} as {tensor.layout} of {tensor.dtype}; get it as floats.")
         if tensor.nbytes > self._size:  # one number can be repeated without end
             raise _damaged(self.path)
         return (self._map(tensor) if tensor.is_meta else tensor).contiguous()
+
+    def _found(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{name} is missing in {self.path}; download it again.")
+        return self._tensors[name]
 
     def _map(self, tensor: torch.Tensor) -> torch.Tensor:
         """A view into its storage: what lies between its first number and its last is mapped."""

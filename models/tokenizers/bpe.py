@@ -148,8 +148,8 @@ def _byte_level(model: BPE, split: str) -> tokenizers.Tokenizer:
 def rank_tokenizer(data: bytes, specials: Sequence[str], prefix: Sequence[str], eos: str) -> FastTokenizer:
     """A tiktoken file: lines of base64 bytes and rank. `specials` take the ids behind the last rank.
 
-    The pair whose union has the lowest rank is merged first, so every cut of a token into two tokens is a merge of its
-    rank. Raises ValueError for a file that is not of this kind.
+    Words that are tokens are taken whole. In others the pair whose union has the lowest rank is merged first, so every
+    cut of a token into two tokens is a merge of its rank. Raises ValueError for a file that is not of this kind.
     """
     ranks = dict(_rank_lines(data))
     vocabulary = {_letters(token): rank for token, rank in ranks.items()}
@@ -159,7 +159,7 @@ def rank_tokenizer(data: bytes, specials: Sequence[str], prefix: Sequence[str], 
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
     ]
-    inner = _byte_level(BPE(vocab=vocabulary, merges=merges), "glm4")
+    inner = _byte_level(BPE(vocab=vocabulary, merges=merges, ignore_merges=True), "glm4")
     inner.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
     _start_with(inner, prefix)
     return FastTokenizer(inner, inner.token_to_id(eos))

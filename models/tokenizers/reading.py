@@ -27,6 +27,12 @@ GLM4_SPECIALS = (
     "<|endoftext|>", *MASKS, "<sop>", "<eop>", *ROLES,
     "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
 )  # fmt: skip
+#: Llama 3's, as 3.1 names them, behind the 128,000 of its tiktoken file; those that mean nothing are numbered.
+LLAMA3_SPECIALS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+    "<|python_tag|>", *(f"<|reserved_special_token_{number}|>" for number in range(2, 247)),
+)  # fmt: skip
 #: The first public ChatGLM-6B kept 20,000 ids in front of the text for images; its padded vocabulary shows it.
 TEXT_ONLY_VOCABULARY = 130528
 
@@ -102,6 +108,11 @@ def _glm4(source: Source) -> TextTokenizer:
     return rank_tokenizer(data, GLM4_SPECIALS, prefix=("[gMASK]", "<sop>"), eos="<|endoftext|>")
 
 
+def _llama3(source: Source) -> TextTokenizer:
+    data = source.bytes("tokenizer.model")
+    return rank_tokenizer(data, LLAMA3_SPECIALS, prefix=("<|begin_of_text|>",), eos="<|end_of_text|>")
+
+
 def _chatglm(specials: Sequence[str]) -> Callable[[Source], TextTokenizer]:
     def read(source: Source) -> TextTokenizer:
         proto = source.bytes("tokenizer.model")
@@ -134,6 +145,7 @@ READERS = (
     Reader("tokenizer.model", _is_chatglm, _chatglm(CHATGLM2_SPECIALS)),
     Reader("tokenizer.model", _is_pieces, _llama),
     Reader("tokenizer.json", _any, _fast),
+    Reader("tokenizer.model", _holds_ranks, _llama3),
 )
 
 

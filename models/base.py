@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .cache import KVCache
+from .cache import KVCache, Prefix
+
+#: How names of tensors begin that make a P-tuning prefix: models/prefix.py reads them, a model has no place for them.
+PREFIX_ENCODER = "transformer.prefix_encoder."
 
 
 class CheckpointError(ValueError):
@@ -106,5 +109,7 @@ class BaseModel(nn.Module):
         """The attribute that a checkpoint's tensor belongs to, or None for a leftover that is to be ignored."""
         return None if name.endswith(LEFTOVERS) else (name, tensor)
 
-    def new_cache(self, length: int, dtype: torch.dtype, device: str | torch.device) -> KVCache:
-        return KVCache(self.args.cache_shape, length, dtype, device)
+    def new_cache(
+        self, length: int, dtype: torch.dtype, device: str | torch.device, prefix: Prefix | None = None
+    ) -> KVCache:
+        return KVCache(self.args.cache_shape, length, dtype, device, prefix)

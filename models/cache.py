@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,20 +11,47 @@ if TYPE_CHECKING:
     from .base import CacheShape
 
 
+class Prefix(NamedTuple):
+    """Trained keys and values [layers, 1, kv_heads, rows, head_dim] that every token sees before its own sequence."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
 class KVCache:
     """Keys and values of one sequence, `capacity` positions of them allocated and touched at once.
 
     `length` positions are filled. A forward writes each layer's rows behind them and moves `length` at its end, so that
-    a forward that was interrupted leaves the cache as it was.
+    a forward that was interrupted leaves the cache as it was. A prefix's rows stand before them; they have no position,
+    count in neither number, and stay.
     """
 
-    def __init__(self, shape: CacheShape, capacity: int, dtype: torch.dtype, device: str | torch.device) -> None:
+    def __init__(
+        self,
+        shape: CacheShape,
+        capacity: int,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        prefix: Prefix | None = None,
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"a cache needs room for at least one position, not {capacity}")
-        size = (shape.layers, 1, shape.kv_heads, capacity, shape.head_dim)
+        self._start = 0 if prefix is None else prefix.rows
+        size = (shape.layers, 1, shape.kv_heads, self._start + capacity, shape.head_dim)
         # empty + fill: zeros() would leave the pages untouched, and memory would run out in the middle of a reply.
         self.keys = torch.empty(size, dtype=dtype, device=device).fill_(0)
         self.values = torch.empty(size, dtype=dtype, device=device).fill_(0)
+        if prefix is not None:
+            self.keys[:, :, :, : self._start] = prefix.keys
+            self.values[:, :, :, : self._start] = prefix.values
         self.capacity = capacity
         self.length = 0
         #: What an architecture must remember of the prompt, such as where ChatGLM-6B's [gMASK] stands.
@@ -33,14 +60,18 @@ class KVCache:
         self.on_layer: Callable[[int], None] | None = None
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes [1, kv_heads, time, head_dim] behind the filled part; returns all keys and values up to there."""
+        """Writes [1, kv_heads, time, head_dim] behind the filled part; returns all keys and values up to there.
+
+        A prefix's rows come first among them.
+        """
         if self.on_layer is not None:
             self.on_layer(layer)
-        end = self.length + keys.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, {end} are needed")
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
+        needed = self.length + keys.shape[2]
+        if needed > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {needed} are needed")
+        start, end = self._start + self.length, self._start + needed
+        self.keys[layer, :, :, start:end] = keys
+        self.values[layer, :, :, start:end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, time: int) -> None:

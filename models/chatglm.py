@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import BaseArgs, BaseModel, CacheShape
+from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape
 from .cache import KVCache
 from .layers import (
     Embedding,
@@ -201,6 +201,8 @@ class Model(BaseModel):
         return rope_frequencies(half, 10000.0, None, self.args.context, self.args.context, device).half().float()
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        if name.startswith(PREFIX_ENCODER):
+            return None
         if name == "lm_head.weight" and self.args.tie_word_embeddings:
             return None  # a copy of the embedding
         return super().sanitize(name, tensor)

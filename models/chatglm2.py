@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import BaseArgs, BaseModel, CacheShape
+from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape
 from .cache import KVCache
 from .layers import (
     Embedding,
@@ -206,6 +206,8 @@ class Model(BaseModel):
         return rope_frequencies(args.rotary_size, base, scaling, args.context, args.context, device)
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        if name.startswith(PREFIX_ENCODER):
+            return None
         if name.startswith(("model.", "lm_head.")):
             name, part = renamed(name)
             if part is not None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .base import BaseArgs, BaseModel
 from .generate import CHUNK
+from .prefix import prefix_rows
 from .quantize import EXPANDED, GROUP, ROWS
 from .registry import resolve
 
@@ -66,6 +67,8 @@ class Footprint:
     kept: str | None = None
     #: The tier of its embedding and head, where they differ from those of the tiers that are made here.
     kept_vocabulary: str | None = None
+    #: Rows of a P-tuning prefix, which are kept with the weights and stand before every window.
+    prefix: int = 0
 
     @property
     def parameters(self) -> int:
@@ -81,11 +84,12 @@ class Footprint:
         outer = self._vocabulary_tier(tier)
         inner = self._layer_tier(tier)
         matrices = sum(matrix.nbytes(inner) for matrix in self.layers)
-        return matrices + sum(matrix.nbytes(outer) for matrix in self.vocabulary) + self.vectors * VECTOR_BYTES
+        vocabulary = sum(matrix.nbytes(outer) for matrix in self.vocabulary)
+        return matrices + vocabulary + self.vectors * VECTOR_BYTES + self._positions(tier, self.prefix)
 
     def cache(self, tier: str, window: int) -> int:
         """Bytes of keys and values: float16, or float32 in tier fp32."""
-        return self._keys_and_values(self.args.cache_shape.kv_heads, tier) * self.args.cache_shape.layers * window
+        return self._positions(tier, self.prefix + window)
 
     def scratch(self, tier: str, device: str, window: int) -> int:
         """Bytes that come and go while the last piece of a prompt that fills the window is read.
@@ -113,7 +117,7 @@ class Footprint:
         scores = SCORE_TABLES * heads * 4 if self.args.alibi or plain else mask
         widens = plain or (device == "cpu" and tier != "fp32")
         keys = self._keys_and_values(heads if plain else shape.kv_heads, "fp32") if widens else 0
-        return activations + (rows * scores + keys) * window
+        return activations + (rows * scores + keys) * (self.prefix + window)
 
     def _head(self, tier: str, device: str, rows: int) -> int:
         logits = 2 * 4 * self.vocabulary[0].rows
@@ -125,6 +129,10 @@ class Footprint:
     def _widened(self, matrices: tuple[Matrix, ...], stored: str, device: str) -> int:
         nbytes, at_once = WIDENED.get((device, stored), (0, 0))
         return min(max(matrix.size for matrix in matrices), at_once) * nbytes
+
+    def _positions(self, tier: str, count: int) -> int:
+        """Bytes of keys and values in all layers."""
+        return self._keys_and_values(self.args.cache_shape.kv_heads, tier) * self.args.cache_shape.layers * count
 
     def _keys_and_values(self, heads: int, tier: str) -> int:
         """Bytes of one position in one layer."""
@@ -154,7 +162,8 @@ def footprint(config: Mapping[str, Any]) -> Footprint:
     vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
     kept = {8: "int8", 4: "int4"}.get(config.get("quantization_bit"))  # THUDM's published files
     kept_vocabulary = kept if config.get("quantization_embeddings") or kept is None else "fp16"
-    return Footprint(model.args, model.causal_prompt, layers, vocabulary, vectors, kept, kept_vocabulary)
+    prefix = prefix_rows(config)
+    return Footprint(model.args, model.causal_prompt, layers, vocabulary, vectors, kept, kept_vocabulary, prefix)
 
 
 def _activation_bytes(tier: str, device: str) -> int:

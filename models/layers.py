@@ -116,8 +116,9 @@ def attend(
 ) -> torch.Tensor:
     """Attention of q [1, time, heads, d] over the cached and the new k, v [1, time, kv_heads, d].
 
-    Returns [1, time, heads * d]. Causal unless a boolean `mask` [time, total] (True = may be seen) is given; `slopes`
-    [heads] adds ALiBi. Query head h uses key/value head h // (heads / kv_heads); scores are scaled by 1/sqrt(d).
+    Returns [1, time, heads * d]. Causal unless a boolean `mask` [time, columns] (True = may be seen) is given, which is
+    about the last columns: every row sees those before them. `slopes` [heads] adds ALiBi. Query head h uses key/value
+    head h // (heads / kv_heads); scores are scaled by 1/sqrt(d).
     """
     time, heads = q.shape[1], q.shape[2]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [1, heads, time, d]
@@ -139,8 +140,7 @@ def _bias(
         return None
     columns = torch.arange(total, device=like.device)
     rows = torch.arange(total - time, total, device=like.device)[:, None]
-    if mask is None:
-        mask = columns <= rows
+    mask = columns <= rows if mask is None else F.pad(mask, (total - mask.shape[1], 0), value=True)
     if slopes is None:
         return mask
     # Softmax is the same with the distance as with the key's index, and far from zero half precision would round.

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import kept
+from . import kept, prefix
 from .base import BaseModel, CheckpointError
-from .cache import KVCache
+from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
 from .formats import Checkpoint, Weight, glance, open_checkpoint
 from .kept import Stored
 from .layers import Embedding
+from .prefix import prefix_rows
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, quantize
 from .registry import Architecture, resolve
@@ -45,6 +46,7 @@ class LoadedModel:
     device: torch.device
     context: int
     wanted_format: str | None = None  #: the chat format that the user chose; by default the checkpoint's
+    prefix: Prefix | None = None  #: of P-tuning; every new cache begins with it
 
     @property
     def family(self) -> str:
@@ -82,14 +84,19 @@ class LoadedModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, packed or not."""
+        """Bytes of the weights, packed or not, and of the prefix."""
         packed = [module.weight for module in self.model.modules() if isinstance(module, QUANTIZED)]
-        return sum(parameter.nbytes for parameter in self.model.parameters()) + sum(each.nbytes for each in packed)
+        beside = [] if self.prefix is None else [self.prefix]
+        return sum(weight.nbytes for weight in (*self.model.parameters(), *packed, *beside))
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values: fp16, or fp32 in tier fp32."""
+        return torch.float32 if self.tier == "fp32" else torch.float16
 
     def new_cache(self, length: int | None = None) -> KVCache:
-        """A cache for `length` positions (the whole window by default): fp16, or fp32 in tier fp32."""
-        dtype = torch.float32 if self.tier == "fp32" else torch.float16
-        return self.model.new_cache(length or self.context, dtype, self.device)
+        """A cache for `length` positions (the whole window by default)."""
+        return self.model.new_cache(length or self.context, self.cache_dtype, self.device, self.prefix)
 
 
 def load(
@@ -106,23 +113,27 @@ def load(
 
     `store` is a folder where the INT8 and INT4 tiers made from larger weights are kept. `context` narrows the window;
     `progress` is called with (bytes read, bytes in all); `chat_format` is a name of `models.chat_formats()` in place of
-    the one that config and tokenizer ask for. Raises CheckpointError, whose text is one sentence, when the checkpoint
-    can't be used.
+    the one that config and tokenizer ask for; `adapter` is a P-tuning folder, in place of a prefix that the checkpoint
+    may hold itself. Raises CheckpointError, whose text is one sentence, when the checkpoint can't be used.
     """
     if tier not in TIERS:
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
-    if adapter is not None:
+    if adapter is not None and not prefix.recognises(Path(adapter)):
         raise CheckpointError(f"Adapters can't be applied yet; merge {adapter} into its base checkpoint first.")
     if chat_format is not None and chat_format not in chat_formats():
         raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
     checkpoint = open_checkpoint(Path(path))
     architecture = resolve(checkpoint.config)
+    prefix.refuse_alone(checkpoint)
     model = _empty(architecture, checkpoint.config)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
         _give_back()
     window = min(context or model.args.context, model.args.context)
-    return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
+    loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
+    if adapter is not None:
+        return prefix.attach(loaded, prefix.read(Path(adapter)))
+    return prefix.attach(loaded, prefix.read_from(checkpoint)) if prefix_rows(checkpoint.config) else loaded
 
 
 def family_of(path: str | Path) -> str:

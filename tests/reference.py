@@ -115,8 +115,12 @@ def chatglm(
     ids: Sequence[int],
     rows: int,
     half_frequencies: bool = True,
+    prefix: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """Logits [rows, vocabulary] of ChatGLM-6B for the last rows of a sequence."""
+    """Logits [rows, vocabulary] of ChatGLM-6B for the last rows of a sequence.
+
+    A P-tuning prefix is [count, 2 * layers * hidden]: for each layer keys, then values, all heads of each side by side.
+    """
     weights, eps = wide(tensors), config["layernorm_epsilon"]
     heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
     mask_id = config["gmask_token_id"] if config["gmask_token_id"] in ids else config["mask_token_id"]
@@ -126,6 +130,8 @@ def chatglm(
         frequencies = frequencies.astype(np.float16).astype(np.float64)
     seen = np.tri(len(ids), dtype=bool)
     seen[:, : ids.index(config["bos_token_id"])] = True
+    learned = np.zeros((0, 2 * config["num_layers"] * heads * size)) if prefix is None else prefix.double().numpy()
+    seen = np.concatenate([np.ones((len(ids), len(learned)), dtype=bool), seen], axis=1)
 
     def turned(rows: np.ndarray) -> np.ndarray:
         left, right = rows[:, : size // 2], rows[:, size // 2 :]
@@ -140,7 +146,10 @@ def chatglm(
         for head in range(heads):
             start = 3 * head * size
             q, k, v = (packed[:, start + part * size : start + (part + 1) * size] for part in range(3))
-            scores = turned(q) @ turned(k).T / np.sqrt(size)
+            at = 2 * layer * heads * size + head * size
+            k = np.concatenate([learned[:, at : at + size], turned(k)])
+            v = np.concatenate([learned[:, at + heads * size :][:, :size], v])
+            scores = turned(q) @ k.T / np.sqrt(size)
             results.append(softmax(np.where(seen, scores, -1e30)) @ v)
         attended = affine(np.concatenate(results, axis=1), weights, f"{block}.attention.dense")
         x = np.sqrt(2 * 28) * normed + attended

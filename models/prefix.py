@@ -1,0 +1,131 @@
+"""P-tuning v2: trained keys and values that every token of a ChatGLM sees before its own sequence.
+
+A folder holds a config.json with pre_seq_len, the number of rows, and the tensors of an encoder: an embedding whose
+rows are the keys and values of all layers, or (prefix_projection) one that two Linears with tanh between them turn into
+those. The rows have no position: those of real tokens are as without them. Source: Liu et al. (P-Tuning v2, 2022) and
+the published code of ChatGLM-6B and ChatGLM2-6B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from .base import PREFIX_ENCODER, CheckpointError
+from .cache import Prefix
+from .formats import Checkpoint, glance, open_checkpoint
+
+if TYPE_CHECKING:
+    from .loader import LoadedModel
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a folder holds of a prefix: its config, and its tensors without the beginning of their names."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+
+def prefix_rows(config: Mapping[str, Any]) -> int:
+    """How many rows a config.json gives a prefix, 0 where it has none. Raises CheckpointError."""
+    rows = config.get("pre_seq_len")
+    if rows is None:
+        return 0
+    if type(rows) is not int or rows < 0:
+        raise CheckpointError(f"config.json has an impossible pre_seq_len: {rows!r}.")
+    return rows
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder, or the one that a weight file is in, is that of a prefix. Raises CheckpointError."""
+    folder = _folder(path)
+    return (folder / "config.json").is_file() and prefix_rows(glance(folder)) > 0
+
+
+def read(path: Path) -> Encoder:
+    """The encoder of a P-tuning folder, or of the one that a weight file is in. Raises CheckpointError."""
+    return read_from(open_checkpoint(_folder(path)))
+
+
+def read_from(checkpoint: Checkpoint) -> Encoder:
+    """The encoder that a checkpoint holds, alone or beside a model. Raises CheckpointError."""
+    tensors = {
+        name.removeprefix(PREFIX_ENCODER): weight
+        for name, weight in checkpoint.tensors()
+        if name.startswith(PREFIX_ENCODER) and isinstance(weight, torch.Tensor)
+    }
+    return Encoder(checkpoint.path, checkpoint.config, tensors)
+
+
+def refuse_alone(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a prefix that has no model with it."""
+    if prefix_rows(checkpoint.config) and all(name.startswith(PREFIX_ENCODER) for name, _ in checkpoint.tensors()):
+        raise CheckpointError(
+            f"{checkpoint.path} holds a P-tuning prefix and no model; load the ChatGLM that it was trained on, with "
+            "this folder as the adapter."
+        )
+
+
+def attach(loaded: LoadedModel, encoder: Encoder) -> LoadedModel:
+    """The same model with a prefix. Raises CheckpointError for one that was made for another model."""
+    if loaded.family != "chatglm":
+        name = loaded.checkpoint.path.name
+        raise CheckpointError(f"The P-tuning prefix in {encoder.path} is for a ChatGLM, and {name} is none.")
+    shape, rows = loaded.model.args.cache_shape, encoder.config["pre_seq_len"]
+    for name, expected in _shapes(loaded, rows, bool(encoder.config.get("prefix_projection"))).items():
+        _check(encoder, name, expected)
+    # [rows, numbers] -> [layers, 2, 1, kv_heads, rows, head_dim]; a layer's keys come before its values.
+    parts = _encode(encoder.tensors).view(rows, shape.layers, 2, 1, shape.kv_heads, shape.head_dim)
+    keys, values = parts.permute(1, 2, 3, 4, 0, 5).to(loaded.device, loaded.cache_dtype).unbind(1)
+    return dataclasses.replace(loaded, prefix=Prefix(keys, values))
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _shapes(loaded: LoadedModel, rows: int, projected: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors that make a prefix of so many rows for a model."""
+    shape, hidden = loaded.model.args.cache_shape, loaded.model.args.hidden_size
+    numbers = shape.layers * 2 * shape.kv_heads * shape.head_dim
+    if not projected:
+        return {"embedding.weight": (rows, numbers)}
+    width = hidden if loaded.architecture == "chatglm" else numbers  # ChatGLM2 and later embed as wide as the result
+    return {
+        "embedding.weight": (rows, width),
+        "trans.0.weight": (hidden, width),
+        "trans.0.bias": (hidden,),
+        "trans.2.weight": (numbers, hidden),
+        "trans.2.bias": (numbers,),
+    }
+
+
+def _check(encoder: Encoder, name: str, expected: tuple[int, ...]) -> None:
+    tensor = encoder.tensors.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{PREFIX_ENCODER}{name} is missing in {encoder.path}; download it again.")
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{PREFIX_ENCODER}{name} in {encoder.path} has the shape {list(tensor.shape)} instead of "
+            f"{list(expected)}; the prefix was trained on another model."
+        )
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        raise CheckpointError(f"{PREFIX_ENCODER}{name} in {encoder.path} holds values that are not numbers.")
+
+
+def _encode(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The encoder's rows of numbers, in float32."""
+    numbers = {name: tensor.float() for name, tensor in tensors.items()}
+    rows = numbers["embedding.weight"]
+    if "trans.0.weight" in numbers:
+        rows = torch.tanh(F.linear(rows, numbers["trans.0.weight"], numbers["trans.0.bias"]))
+        rows = F.linear(rows, numbers["trans.2.weight"], numbers["trans.2.bias"])
+    return rows

@@ -62,5 +62,6 @@ def _form(path: Path) -> type[GGUFCheckpoint | HuggingFaceCheckpoint | MetaCheck
     for form in FORMS:
         if form.recognises(path):
             return form
-    what = "a folder without config.json, or params.json and Meta's weights" if path.is_dir() else "neither a folder nor a .gguf file"
+    folder = "a folder without config.json, or params.json and consolidated.00.pth"
+    what = folder if path.is_dir() else "neither a folder nor a .gguf file"
     raise CheckpointError(f"{path} is no checkpoint: it is {what}.")

@@ -68,7 +68,7 @@ def _quants(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int |
         shapes = f"{list(scales.shape)} for a matrix of {list(integers.shape)}"
         raise CheckpointError(f"{name}{SCALE} in {path} has the shape {shapes}; download it again.")
     lowest = -8 * scales.half()  # exact, a power of two, unless it is beyond what half precision can hold
-    if not lowest.isfinite().all():
+    if not (scales.is_floating_point() and lowest.isfinite().all()):
         raise CheckpointError(f"{name}{SCALE} in {path} holds values that are no scales; download it again.")
     return UNPACK[bits](integers, scales.half(), lowest)
 

@@ -66,6 +66,8 @@ class Footprint:
     kept: str | None = None
     #: Whether its embedding and head are quantized as well.
     kept_vocabulary: bool = True
+    #: The best tier that is worth its memory: a higher one would bring nothing back that a file has lost.
+    finest: str = "fp16"
 
     @property
     def parameters(self) -> int:

@@ -20,7 +20,8 @@ INDEX = "model.safetensors.index.json"
 
 
 class HuggingFaceCheckpoint:
-    quantized = False
+    quantized = 0
+    precision = 16
 
     def __init__(self, path: Path) -> None:
         self.path = path

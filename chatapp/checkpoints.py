@@ -19,6 +19,7 @@ from filelock import FileLock
 
 import models
 from knowledge import embedder
+from models.formats import gguf_parts
 
 #: Called with what is going on, bytes done and bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -205,7 +206,7 @@ class Found:
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
-    """The checkpoints in these folders, one or two levels down: GGUF files, and folders of Hugging Face's or Meta's."""
+    """The checkpoints in these folders, one or two levels down: GGUF models, and folders of Hugging Face's or Meta's."""
     found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
     for folder in folders:
         for path in _candidates(folder):
@@ -224,9 +225,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
         for weights in folder.glob(f"{depth}{META_WEIGHTS}"):
             if not _is_unfinished(weights, folder):
                 yield weights.parent
-        for file in folder.glob(f"{depth}*.gguf"):
-            if file.is_file() and not _is_unfinished(file, folder):
-                yield file
+        files = (file for file in folder.glob(f"{depth}*.gguf") if file.is_file() and not _is_unfinished(file, folder))
+        yield from gguf_parts.models_among(files)
 
 
 def _family(path: Path) -> str:
@@ -264,4 +264,4 @@ def _relative_name(path: Path, folder: Path) -> str:
 
 def name_of(path: Path) -> str:
     """What a checkpoint is called: its folder's name, or its file's without .gguf."""
-    return path.stem if path.suffix == ".gguf" else Path(os.path.abspath(path)).name
+    return gguf_parts.model_name(path) if path.suffix == ".gguf" else Path(os.path.abspath(path)).name

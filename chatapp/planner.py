@@ -31,6 +31,8 @@ STEP = 64
 MARGIN = {"cuda": 256 * 2**20, "cpu": GIB}
 MARGIN_SHARE = 0.02
 
+TIER_OF_BITS = {16: "fp16", 8: "int8", 4: "int4"}
+
 KNOWN = Path(__file__).with_name("known_checkpoints.json")
 
 
@@ -105,9 +107,7 @@ def footprint_of(path: Path) -> Footprint:
     """The memory of a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
     needs = footprint(checkpoint.config)
-    if path.suffix == ".gguf":
-        needs = dataclasses.replace(needs, kept=_nearest_tier(needs, checkpoint.nbytes()))
-    return needs
+    return dataclasses.replace(needs, finest=TIER_OF_BITS[checkpoint.precision])
 
 
 def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
@@ -164,13 +164,7 @@ def _tiers(needs: Footprint, kind: str, asked: str) -> tuple[str, ...]:
     if needs.kept is not None:
         return (needs.kept,)  # no other tier would bring back what quantizing took
     small = kind == "cpu" and needs.weights("fp16") <= SMALL
-    return ("fp32", *TIERS) if small else TIERS
-
-
-def _nearest_tier(needs: Footprint, nbytes: int) -> str | None:
-    """The quantized tier whose size is nearest to a file's; None for a file that brings at least FP16."""
-    nearest = min(TIERS, key=lambda tier: abs(needs.weights(tier) - nbytes))
-    return None if nearest == "fp16" else nearest
+    return ("fp32", *TIERS) if small and needs.finest == "fp16" else TIERS[TIERS.index(needs.finest) :]
 
 
 def _longest_window(needs: Footprint, option: Option, least: int, longest: int) -> int:

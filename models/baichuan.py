@@ -26,6 +26,7 @@ from .layers import (
     rope_frequencies,
     rotate_half,
 )
+from .quantize import Rows
 
 #: Baichuan2 scores against the direction of each head row only. Nothing but the vocabulary's size tells it apart.
 BAICHUAN2_VOCABULARY = 125696
@@ -152,10 +153,11 @@ class Model(BaseModel):
         return super().sanitize(name, tensor)
 
 
-def unit_rows(weight: torch.Tensor) -> torch.Tensor:
+def unit_rows(weight: Rows) -> torch.Tensor:
     """Every row [hidden] divided by its length, taken in float32, as Baichuan2's first forward does (NormHead).
 
     A few rows at a time: the whole head in float32 would be the largest tensor of the loading.
     """
-    dtype = torch.float32 if weight.dtype == torch.float32 else torch.float16
-    return torch.cat([F.normalize(rows.float(), dim=-1, eps=1e-12).to(dtype) for rows in weight.split(4096)])
+    dtype = torch.float32 if isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 else torch.float16
+    parts = (weight[start : start + 4096].float() for start in range(0, weight.shape[0], 4096))
+    return torch.cat([F.normalize(part, dim=-1, eps=1e-12).to(dtype) for part in parts])

@@ -342,7 +342,13 @@ RULES = (
     Rule(GLM4, ("chatglm2",), lambda facts: facts.window != 8192 or facts.chats, official=True),
     Rule(CHATGLM3, ("chatglm2",), lambda facts: "sop" in facts.controls, official=True),
     Rule(CHATGLM2, ("chatglm2",), lambda facts: "sop" in facts.controls, official=True),
-    Rule(BAICHUAN2, ("baichuan",), lambda facts: facts.chats, official=True),
+    # Baichuan 1 has tokens of these names too. Its own <reserved_102> is id 195, which is <reserved_106> in Baichuan2.
+    Rule(
+        BAICHUAN2,
+        ("baichuan",),
+        lambda facts: facts.chats and facts.controls.get("<reserved_102>") != 195,
+        official=True,
+    ),
     Rule(BAICHUAN, ("baichuan",), lambda facts: facts.chats, official=True),
     Rule(CHINESE_ALPACA2, LLAMA_LIKE, lambda facts: facts.named("alpaca-2"), official=True),
     Rule(CHINESE_ALPACA, LLAMA_LIKE, lambda facts: facts.config.get("vocab_size") == 49954, official=True),

@@ -69,6 +69,8 @@ class Footprint:
     kept_vocabulary: str | None = None
     #: Rows of a P-tuning prefix, which are kept with the weights and stand before every window.
     prefix: int = 0
+    #: The best tier that is worth its memory: a higher one would bring nothing back that a file has lost.
+    finest: str = "fp16"
 
     @property
     def parameters(self) -> int:

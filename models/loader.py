@@ -24,7 +24,7 @@ from .kept import Stored
 from .layers import Embedding
 from .prefix import prefix_rows
 from .prompts import ChatFormat, Message, Prompt
-from .quantize import QuantizedEmbedding, QuantizedLinear, quantize
+from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
 from .registry import Architecture, resolve
 from .tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def _kept_or_made(
     model: BaseModel, checkpoint: Checkpoint, bits: int, store: Path | None, progress: Progress | None
 ) -> Iterator[tuple[str, Stored]]:
     """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and mapped from there."""
-    if store is None or bits >= 16 or checkpoint.quantized:
+    if store is None or bits >= 16 or 0 < checkpoint.quantized <= bits:
         return _weights(model, checkpoint, bits, progress)
     folder = kept.place(store, checkpoint, bits)
     found = _read_kept(folder, model)
@@ -239,10 +239,8 @@ def stored(weight: Weight, bits: int) -> Stored:
     if len(weight.shape) < 2:
         return weight.float()
     if bits >= 16:
-        return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.pack().expand(FLOATS[bits])
-    if isinstance(weight, torch.Tensor):
-        return quantize(weight, bits)
-    return weight.pack() if weight.bits <= bits else quantize(weight.dequantize(), bits)
+        return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.expand(FLOATS[bits])
+    return weight.pack() if isinstance(weight, Quants) and weight.bits <= bits else quantize(weight, bits)
 
 
 def _give_back() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -136,14 +137,18 @@ class Quants:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.integers, self.scales, self.minimums) if part is not None)
 
-    def __getitem__(self, rows: torch.Tensor) -> Quants:
+    def __getitem__(self, rows: torch.Tensor | slice) -> Quants:
         """These rows, in this order."""
         minimums = None if self.minimums is None else self.minimums[rows]
         return Quants(self.bits, self.integers[rows], self.scales[rows], minimums)
 
-    def dequantize(self) -> torch.Tensor:
+    def float(self) -> torch.Tensor:
         """float32 [rows, columns]."""
         return self.pack().dequantize()
+
+    def expand(self, dtype: torch.dtype) -> torch.Tensor:
+        """dtype [rows, columns], made a part at a time."""
+        return self.pack().expand(dtype)
 
     def pack(self) -> PackedMatrix:
         """The same numbers in the kernels' layout."""
@@ -169,14 +174,26 @@ def _side_by_side(values: torch.Tensor) -> torch.Tensor:
 AT_ONCE = 2**20  #: weights that are quantized in one go: what is computed of more would not stay in the cache
 
 
-def quantize(weight: torch.Tensor, bits: int) -> PackedMatrix:
-    """The packed form nearest to a float matrix [rows, columns], with the kernel where there is one."""
+class Rows(Protocol):
+    """A matrix [rows, columns] whose rows become floats when they are wanted; every float tensor is one."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __getitem__(self, rows: slice) -> Rows: ...
+
+    def float(self) -> torch.Tensor:
+        """float32 [rows, columns]."""
+
+
+def quantize(weight: Rows, bits: int) -> PackedMatrix:
+    """The nearest packed form, with the kernel where there is one."""
     packed = PackedMatrix.empty(bits, *weight.shape)
-    fast = kernel() if weight.device.type == "cpu" else None
-    fill = _fill if fast is None else fast.quantize
     done = 0
     for part in packed.split(AT_ONCE):
-        fill(weight[done : done + part.rows], part)
+        floats = weight[done : done + part.rows].float()
+        fast = kernel() if floats.device.type == "cpu" else None
+        (_fill if fast is None else fast.quantize)(floats, part)
         done += part.rows
     return packed
 

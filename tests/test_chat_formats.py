@@ -639,7 +639,7 @@ def test_gguf_tokenizer_and_hints(tmp_path):
     hints = checkpoint.chat_hints()
     assert hints.template == NESTED_TEMPLATE and hints.eos_ids == {2}
     assert hints.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert hints.names == ("tiny llama v2 chat", "tiny-chat")
+    assert hints.names == ("tiny-llama-v2-chat", "tiny-chat")
 
 
 # --- What is shown of a reply ---

@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from ..base import CheckpointError
 from ..prompts import ChatHints
-from ..quantize import Quants
 from ..tokenizer import Tokenizer
 from .gguf import GGUFCheckpoint
+from .gguf_types import Weight
 from .huggingface import HuggingFaceCheckpoint
 from .meta import MetaCheckpoint
-
-Weight = torch.Tensor | Quants
-"""A tensor as a file brings it: floats, or a matrix that is already quantized."""
 
 
 class Checkpoint(Protocol):
@@ -25,7 +20,8 @@ class Checkpoint(Protocol):
 
     path: Path
     config: dict[str, Any]  #: config.json, or its equivalent in the same terms
-    quantized: bool  #: whether its matrices are already INT8 or INT4
+    quantized: int  #: bits of the matrices that it brings packed and that are taken over so; 0 where they are not
+    precision: int  #: bits of the lowest tier that loses nothing worth having of what it brings: 16, 8 or 4
 
     def tensors(self) -> Iterator[tuple[str, Weight]]:
         """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32  #: bytes, unless general.alignment says otherwise
 DIMENSIONS = 4  #: at most
+#: Beyond any real file: a damaged number must not make us read the weights as if they were the header.
+MOST_TENSORS = MOST_VALUES = 2**16
+MOST_IN_LIST = 2**24
+LONGEST_TEXT = 2**24  #: bytes
 
 #: The types of metadata values by number; strings and lists are not of one size.
 NUMBERS = {
@@ -39,7 +43,15 @@ NUMBERS = {
 }
 STRING, LIST = 8, 9
 
-FLOATS = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2"}
+KINDS = {kind.value: kind for kind in GGMLQuantizationType}
+
+#: Tensors whose bytes are numbers one by one.
+NUMBER_TYPES = {
+    GGMLQuantizationType.F64: "<f8",
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.BF16: "<i2",  # numpy has no such type: the bits
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +65,21 @@ class Tensor:
     start: int
 
     @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
+
+    @property
     def n_bytes(self) -> int:
         size, nbytes = GGML_QUANT_SIZES[self.tensor_type]
-        return math.prod(self.shape) // size * nbytes
+        return self.size // size * nbytes
 
     @property
     def data(self) -> np.ndarray:
         """Numbers in the tensor's shape, or bytes, a row for each of its rows: mapped while the array is there."""
         mapped = np.memmap(self.path, np.uint8, "r", self.start, (self.n_bytes,))
-        if self.tensor_type in FLOATS:
-            return mapped.view(FLOATS[self.tensor_type]).reshape(self.shape)
+        if self.tensor_type in NUMBER_TYPES:
+            return mapped.view(NUMBER_TYPES[self.tensor_type]).reshape(self.shape)
         return mapped.reshape(*self.shape[:-1], -1)
 
 
@@ -80,26 +97,39 @@ class Texts:
     def read(self) -> list[str]:
         with _mapped(self.path) as mapped:
             cursor = _Cursor(mapped, self.start)
-            return [cursor.text() for _ in range(self.count)]
+            return [cursor.text("a piece") for _ in range(self.count)]
 
 
 class GGUFFile:
     """Raises ValueError for a file that is none, ends early, or makes no sense.
 
-    `values` are the metadata: numbers, texts, lists of numbers, and Texts.
+    `values` are the metadata: numbers, texts, arrays of numbers, and Texts.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with _mapped(path) as mapped:
             cursor = _Cursor(mapped)
             tensors, values = cursor.start()
             self.values: dict[str, Any] = dict(cursor.pair(path) for _ in range(values))
             found = [cursor.tensor() for _ in range(tensors)]
-            base, size = cursor.aligned(self.values.get("general.alignment", ALIGNMENT)), len(mapped)
+            alignment = self.values.get("general.alignment", ALIGNMENT)
+            base, size = cursor.aligned(alignment), len(mapped)
         self.tensors = {name: Tensor(path, name, shape, kind, base + start) for name, shape, kind, start in found}
-        for tensor in self.tensors.values():
-            if tensor.start + tensor.n_bytes > size:
-                raise ValueError(f"{tensor.name} lies behind its end")
+        if len(self.tensors) < tensors:
+            raise ValueError("two of its tensors have the same name")
+        _check_places(self.tensors.values(), alignment, base, size)
+
+
+def _check_places(tensors: Iterable[Tensor], alignment: int, base: int, size: int) -> None:
+    """Each tensor lies at an aligned place, behind the one before it, within the file."""
+    end = base
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start % alignment != base % alignment or tensor.start < end:
+            raise ValueError(f"{tensor.name} lies at an impossible place")
+        end = tensor.start + tensor.n_bytes
+        if end > size:
+            raise ValueError(f"{tensor.name} lies behind its end")
 
 
 @contextmanager
@@ -118,49 +148,59 @@ class _Cursor:
     def start(self) -> tuple[int, int]:
         """The number of tensors, and of metadata values."""
         magic, version, tensors, values = self.unpack("<4sIQQ")
-        if magic != MAGIC or version not in VERSIONS:
+        if magic != MAGIC:
+            raise ValueError("it does not begin as GGUF does")
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+            raise ValueError("its numbers are big-endian, which can't be read")
+        if version not in VERSIONS:
             raise ValueError(f"version {version} of the form is not {' or '.join(map(str, VERSIONS))}")
-        return tensors, values
+        return _at_most(MOST_TENSORS, tensors, "tensors"), _at_most(MOST_VALUES, values, "metadata values")
 
     def pair(self, path: Path) -> tuple[str, Any]:
-        key, (kind,) = self.text(), self.unpack("<I")
+        key, (kind,) = self.text("a key"), self.unpack("<I")
         if kind != LIST:
-            return key, self.text() if kind == STRING else self.numbers(kind, 1)[0]
+            return key, self.text(key) if kind == STRING else self.numbers(key, kind, 1)[0].item()
         kind, count = self.unpack("<IQ")
-        return key, self.texts(path, count) if kind == STRING else self.numbers(kind, count)
+        _at_most(MOST_IN_LIST, count, f"entries of {key}")
+        return key, self.texts(key, path, count) if kind == STRING else self.numbers(key, kind, count)
 
-    def texts(self, path: Path, count: int) -> Texts:
+    def texts(self, key: str, path: Path, count: int) -> Texts:
         start = self.at
         for _ in range(count):
-            self.text()  # a file that is damaged says so at once
+            self.text(key)  # a file that is damaged says so at once
         return Texts(path, start, count)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
-        name, (dimensions,) = self.text(), self.unpack("<I")
+        name, (dimensions,) = self.text("a tensor's name"), self.unpack("<I")
         if dimensions > DIMENSIONS:
             raise ValueError(f"{name} has {dimensions} dimensions")
         shape = self.unpack(f"<{dimensions}Q")
         number, start = self.unpack("<IQ")
-        kind = GGMLQuantizationType(number)
+        if number not in KINDS:
+            raise ValueError(f"{name} is of type {number}, which is unknown")
+        kind = KINDS[number]
         if dimensions == 0 or 0 in shape or shape[0] % GGML_QUANT_SIZES[kind][0]:
-            raise ValueError(f"{name} has the shape {shape}")
+            raise ValueError(f"{name} has the shape {list(shape)}")
         return name, shape[::-1], kind, start
 
     def aligned(self, alignment: Any) -> int:
         """The next place that is a multiple."""
         if type(alignment) is not int or alignment < 1:
-            raise ValueError(f"{alignment!r} is no alignment")
+            raise ValueError(f"general.alignment is {alignment!r}")
         return self.at + -self.at % alignment
 
-    def text(self) -> str:
+    def text(self, what: str) -> str:
         (length,) = self.unpack("<Q")
-        return self.take(length).decode("utf-8")
+        try:
+            return self.take(_at_most(LONGEST_TEXT, length, f"bytes of {what}")).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{what} is no UTF-8") from error
 
-    def numbers(self, kind: int, count: int) -> list[Any]:
+    def numbers(self, key: str, kind: int, count: int) -> np.ndarray:
         if kind not in NUMBERS:
-            raise ValueError(f"{kind} is no type of a value")
+            raise ValueError(f"{key} is of type {kind}, which can't be read")
         dtype = np.dtype(NUMBERS[kind])
-        return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
     def unpack(self, form: str) -> tuple[Any, ...]:
         return struct.unpack(form, self.take(struct.calcsize(form)))
@@ -170,3 +210,9 @@ class _Cursor:
             raise ValueError("it ends in its header")
         self.at += length
         return self.mapped[self.at - length : self.at]
+
+
+def _at_most(limit: int, count: int, what: str) -> int:
+    if count > limit:
+        raise ValueError(f"its header counts {count} {what}")
+    return count

@@ -64,8 +64,12 @@ class HuggingFaceCheckpoint:
         return read_json(path / "config.json")
 
     @property
-    def quantized(self) -> bool:
-        return bool(self.config.get("quantization_bit"))
+    def quantized(self) -> int:
+        return self.config.get("quantization_bit") or 0
+
+    @property
+    def precision(self) -> int:
+        return self.quantized or 16
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor | Quants]]:
         kind, shards = self._weights()

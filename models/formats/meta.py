@@ -80,7 +80,8 @@ SMALL_DIM, SMALL_FACTOR, FACTOR = 3072, 32.0, 8.0
 
 
 class MetaCheckpoint:
-    quantized = False
+    quantized = 0
+    precision = 16
 
     def __init__(self, path: Path) -> None:
         self.path = path

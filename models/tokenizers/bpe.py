@@ -97,12 +97,12 @@ SPLITS = {
     "default": _split(GPT2_SPLIT),
     "gpt-2": _split(GPT2_SPLIT),
     "smollm": [pre_tokenizers.Digits(individual_digits=True), *_split(GPT2_SPLIT)],
-    "llama-bpe": _split(LLAMA3_SPLIT),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _split(LLAMA3_SPLIT)),
     "chatglm-bpe": _split(LLAMA3_SPLIT),
     "glm4": _split(LLAMA3_SPLIT),
     "bloom": _split(BLOOM_SPLIT),
 }
-WHOLE_WORDS_FIRST = {"llama-bpe"}  #: words that are tokens are taken before any merge
+WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3", "glm4"}  #: words that are tokens are taken before any merge
 
 CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
 
@@ -112,12 +112,12 @@ def byte_level_tokenizer(
     kinds: Sequence[int],
     merges: Sequence[str],
     split: str,
-    bos_id: int | None = None,
+    prefix: Sequence[str] = (),
     eos_id: int | None = None,
 ) -> FastTokenizer:
     """The byte-level BPE that a GGUF file carries; raises CheckpointError for a way of splitting that is not known.
 
-    bos_id is given where every sequence starts with it.
+    Every sequence starts with the tokens named `prefix`.
     """
     if split not in SPLITS:
         raise CheckpointError(f"The GGUF tokenizer splits text by {split!r}; known are {', '.join(SPLITS)}.")
@@ -127,8 +127,8 @@ def byte_level_tokenizer(
     marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]
     inner.add_special_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == CONTROL])
     inner.add_tokens([AddedToken(token, normalized=False) for token, kind in marked if kind == USER_DEFINED])
-    if bos_id is not None:
-        _start_with(inner, [tokens[bos_id]])
+    if prefix:
+        _start_with(inner, prefix)
     return FastTokenizer(inner, eos_id)
 
 

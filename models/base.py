@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -81,6 +81,14 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+class Place(NamedTuple):
+    """Where a published tensor goes: a parameter here, all of it, or so many rows from `first` on."""
+
+    name: str
+    first: int = 0
+    rows: int | None = None
+
+
 class BaseModel(nn.Module):
     """An architecture: `forward` is in the family's file and can be read there from top to bottom."""
 
@@ -103,6 +111,10 @@ class BaseModel(nn.Module):
         if name.endswith(".inv_freq"):
             return None  # rotary frequencies, which some checkpoints store: they are computed here
         return name, tensor
+
+    def place(self, name: str) -> Place:
+        """The place of a tensor by its published name, in whichever form it was published."""
+        return Place(name)
 
     def new_cache(self, length: int, dtype: torch.dtype, device: str | torch.device) -> KVCache:
         return KVCache(self.args.cache_shape, length, dtype, device)

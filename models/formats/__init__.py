@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from ..base import CheckpointError
-from ..prompts import ChatHints
-from ..quantize import Quants
-from ..tokenizer import Tokenizer
+from .adapters import AdaptedCheckpoint, Adapter, is_adapter, open_adapter
+from .base import Checkpoint, Weight
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
 
-Weight = torch.Tensor | Quants
-"""A tensor as a file brings it: floats, or a matrix that is already quantized."""
-
-
-class Checkpoint(Protocol):
-    """What the loader needs of any form."""
-
-    path: Path
-    config: dict[str, Any]  #: config.json, or its equivalent in the same terms
-    quantized: bool  #: whether its matrices are already INT8 or INT4
-
-    def tensors(self) -> Iterator[tuple[str, Weight]]:
-        """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""
-
-    def nbytes(self) -> int:
-        """How many bytes `tensors` will read."""
-
-    def files(self) -> list[Path]:
-        """The files that the weights depend on."""
-
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer; raises CheckpointError where it has none."""
-
-    def chat_hints(self) -> ChatHints:
-        """What its files say about how it wants to be talked to."""
-
+__all__ = [
+    "AdaptedCheckpoint",
+    "Adapter",
+    "Checkpoint",
+    "Weight",
+    "glance",
+    "is_adapter",
+    "open_adapter",
+    "open_checkpoint",
+]
 
 FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint)
 

@@ -34,6 +34,7 @@ class Layout:
 class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = str(path.resolve())
         self._file = _open(path)
         name = self.value("general.architecture")
         if name not in LAYOUTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class HuggingFaceCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = str(path.resolve())
         self.config: dict[str, Any] = read_json(path / "config.json")
 
     @staticmethod
@@ -48,27 +49,7 @@ class HuggingFaceCheckpoint:
         return read_tokenizer(self.path, self.config)
 
     def chat_hints(self) -> ChatHints:
-        settings = read_settings(self.path / "tokenizer_config.json")
-        generation = read_settings(self.path / "generation_config.json")
-        eos = generation.get("eos_token_id", self.config.get("eos_token_id"))
-        names = (self.config.get("_name_or_path"), settings.get("name_or_path"), self.path.resolve().name)
-        return ChatHints(
-            template=self._template(settings),
-            special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
-            names=tuple(name.lower() for name in names if name),
-            eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
-            generation=generation,
-        )
-
-    def _template(self, settings: dict[str, Any]) -> str | None:
-        """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
-        file = self.path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8", errors="replace")
-        found = settings.get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        return found
+        return read_hints(self.path, self.config)
 
     def _shards(self) -> list[Path]:
         """The weight files; the index says which where there is one, since folders may hold others beside them."""
@@ -86,6 +67,32 @@ class HuggingFaceCheckpoint:
                 f"No weights (*.safetensors) are in {self.path}; download them from the same repository."
             )
         return shards
+
+
+def read_hints(folder: Path, config: Mapping[str, Any]) -> ChatHints:
+    """What the files beside a tokenizer say, and the names that a folder goes by."""
+    settings = read_settings(folder / "tokenizer_config.json")
+    generation = read_settings(folder / "generation_config.json")
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    names = (config.get("_name_or_path"), settings.get("name_or_path"), folder.resolve().name)
+    return ChatHints(
+        template=_template(folder, settings),
+        special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
+        names=tuple(name.lower() for name in names if name),
+        eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        generation=generation,
+    )
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -206,7 +206,7 @@ class Found:
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
-    """The checkpoints in these folders, one or two levels down: GGUF models, and folders of Hugging Face's or Meta's."""
+    """The checkpoints in these folders, one or two levels down: GGUF models, Hugging Face's and Meta's folders."""
     found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
     for folder in folders:
         for path in _candidates(folder):

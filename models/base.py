@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -88,6 +88,14 @@ def _is_count(value: Any) -> bool:
 LEFTOVERS = (".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias")
 
 
+class Place(NamedTuple):
+    """Where a published tensor goes: a parameter here, all of it, or so many rows from `first` on."""
+
+    name: str
+    first: int = 0
+    rows: int | None = None
+
+
 class BaseModel(nn.Module):
     """An architecture: `forward` is in the family's file and can be read there from top to bottom."""
 
@@ -108,6 +116,10 @@ class BaseModel(nn.Module):
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         """The attribute that a checkpoint's tensor belongs to, or None for a leftover that is to be ignored."""
         return None if name.endswith(LEFTOVERS) else (name, tensor)
+
+    def place(self, name: str) -> Place:
+        """The place of a tensor by its published name, in whichever form it was published."""
+        return Place(name)
 
     def new_cache(
         self, length: int, dtype: torch.dtype, device: str | torch.device, prefix: Prefix | None = None

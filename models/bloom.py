@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import BaseArgs, BaseModel, CacheShape
+from .base import BaseArgs, BaseModel, CacheShape, Place
 from .cache import KVCache
 from .layers import Embedding, LayerNorm, Linear, alibi_slopes, attend, project
 
@@ -120,7 +120,10 @@ class Model(BaseModel):
         return project(x, self.lm_head)
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name == "lm_head.weight":
-            return None if self.args.tie_word_embeddings else (name, tensor)
+        if name == "lm_head.weight" and self.args.tie_word_embeddings:
+            return None  # a copy of the embedding
+        return super().sanitize(self.place(name).name, tensor)
+
+    def place(self, name: str) -> Place:
         # Checkpoints saved from the part without a head lack the prefix.
-        return super().sanitize("transformer." + name.removeprefix("transformer."), tensor)
+        return Place(name if name == "lm_head.weight" else "transformer." + name.removeprefix("transformer."))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape
+from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, Place
 from .cache import KVCache
 from .layers import (
     Embedding,
@@ -215,6 +215,14 @@ class Model(BaseModel):
         if name == "transformer.output_layer.weight" and self.args.tie_word_embeddings:
             return None  # a copy of the embedding
         return super().sanitize(name, tensor)
+
+    def place(self, name: str) -> Place:
+        if not name.startswith(("model.", "lm_head.")):
+            return Place(name)
+        name, part = renamed(name)
+        queries, keys = (heads * self.args.kv_channels for heads in (self.args.num_attention_heads, self.args.kv_heads))
+        rows = {None: (), "q": (0, queries), "k": (queries, keys), "v": (queries + keys, keys)}
+        return Place(name, *rows[part])
 
     def _joined(self, name: str, part: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         """Keeps the parts of a fused tensor until the last has come, whatever their order in the file."""

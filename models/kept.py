@@ -83,7 +83,7 @@ def _described(folder: Path) -> dict[str, Any]:
     return described
 
 
-def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int, source: Path) -> None:
+def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int, source: str) -> None:
     """Keeps a tier, a weight at a time, and never more than one of them in memory. Raises OSError.
 
     What was made from an earlier version of the same source goes: nothing would ever read it again.
@@ -97,7 +97,7 @@ def write(folder: Path, weights: Iterable[tuple[str, Stored]], bits: int, source
         with (made / "model.safetensors").open("wb") as file:
             tensors = _write_tensors(file, weights)
         quantization = {"bits": bits, "group_size": GROUP}
-        about = {"layout": LAYOUT, "quantization": quantization, "source": str(source.resolve()), "tensors": tensors}
+        about = {"layout": LAYOUT, "quantization": quantization, "source": source, "tensors": tensors}
         (made / "config.json").write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)

@@ -19,7 +19,7 @@ from . import kept, prefix
 from .base import BaseModel, CheckpointError
 from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
-from .formats import Checkpoint, Weight, glance, open_checkpoint
+from .formats import AdaptedCheckpoint, Checkpoint, Weight, glance, open_adapter, open_checkpoint
 from .kept import Stored
 from .layers import Embedding
 from .prefix import prefix_rows
@@ -47,6 +47,7 @@ class LoadedModel:
     context: int
     wanted_format: str | None = None  #: the chat format that the user chose; by default the checkpoint's
     prefix: Prefix | None = None  #: of P-tuning; every new cache begins with it
+    plain: LoadedModel | None = None  #: the same without the adapter that is beside its weights
 
     @property
     def family(self) -> str:
@@ -70,6 +71,41 @@ class LoadedModel:
     def with_chat_format(self, name: str | None) -> LoadedModel:
         """The same model talking in another format of `models.chat_formats()`; None is the checkpoint's own."""
         return dataclasses.replace(self, wanted_format=name)
+
+    def with_adapter(self, adapter: str | Path | None) -> LoadedModel:
+        """The same model with an adapter beside its weights, which both share; None takes it away.
+
+        In float32 it agrees with merging up to the order of sums. Raises CheckpointError for an adapter of another
+        model, or one that `can_switch` denies.
+        """
+        plain = self.plain or self
+        if not self.can_switch(adapter):
+            raise CheckpointError(f"{adapter or plain.checkpoint.path} can't be switched; load the base again for it.")
+        if adapter is None:
+            return dataclasses.replace(plain, wanted_format=self.wanted_format)
+        checkpoint, _ = _adapted(plain.checkpoint, Path(adapter))
+        model = checkpoint.adapter.beside(plain.model, plain.device).eval()
+        return dataclasses.replace(
+            plain, model=model, checkpoint=checkpoint, plain=plain, wanted_format=self.wanted_format
+        )
+
+    def can_switch(self, adapter: str | Path | None) -> bool:
+        """Whether `with_adapter` can do it: neither the adapter here nor that one has to be merged into the weights.
+
+        Raises CheckpointError for what is no adapter, or a damaged one.
+        """
+        merged = isinstance((self.plain or self).checkpoint, AdaptedCheckpoint)
+        return not merged and (adapter is None or open_adapter(Path(adapter)).switchable)
+
+    def accepts(self, adapter: str | Path) -> bool:
+        """Whether an adapter is for this model, by its shapes."""
+        checkpoint = (self.plain or self).checkpoint
+        base = checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
+        try:
+            _adapted(base, Path(adapter))
+        except CheckpointError:
+            return False
+        return True
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -108,31 +144,36 @@ def load(
     progress: Progress | None = None,
     chat_format: str | None = None,
     store: Path | None = None,
+    beside: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint (a Hugging Face folder or a GGUF file).
 
+    `adapter` is a folder that changes it: LoRA in PEFT's form, a delta, or a P-tuning prefix in place of one that the
+    checkpoint may hold itself. The first two are merged into the weights; with `beside` it stays beside them where it
+    can, to be switched by `LoadedModel.with_adapter`.
     `store` is a folder where the INT8 and INT4 tiers made from larger weights are kept. `context` narrows the window;
     `progress` is called with (bytes read, bytes in all); `chat_format` is a name of `models.chat_formats()` in place of
-    the one that config and tokenizer ask for; `adapter` is a P-tuning folder, in place of a prefix that the checkpoint
-    may hold itself. Raises CheckpointError, whose text is one sentence, when the checkpoint can't be used.
+    the one that config and tokenizer ask for. Raises CheckpointError, whose text is one sentence, when the checkpoint
+    can't be used.
     """
     if tier not in TIERS:
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
-    if adapter is not None and not prefix.recognises(Path(adapter)):
-        raise CheckpointError(f"Adapters can't be applied yet; merge {adapter} into its base checkpoint first.")
     if chat_format is not None and chat_format not in chat_formats():
         raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
-    checkpoint = open_checkpoint(Path(path))
+    if adapter is not None and prefix.recognises(Path(adapter)):
+        plain = load(path, tier, device, context, None, progress, chat_format, store)
+        return prefix.attach(plain, prefix.read(Path(adapter)))
+    if adapter is not None and beside and open_adapter(Path(adapter)).switchable:
+        _adapted(open_checkpoint(Path(path)), Path(adapter))  # a wrong one is refused before the weights are read
+        return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
+    checkpoint, model = _opened(Path(path), adapter)
     architecture = resolve(checkpoint.config)
     prefix.refuse_alone(checkpoint)
-    model = _empty(architecture, checkpoint.config)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
         _give_back()
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
-    if adapter is not None:
-        return prefix.attach(loaded, prefix.read(Path(adapter)))
     return prefix.attach(loaded, prefix.read_from(checkpoint)) if prefix_rows(checkpoint.config) else loaded
 
 
@@ -149,8 +190,28 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return open_checkpoint(Path(path)).tokenizer()
 
 
-def _empty(architecture: Architecture, config: dict[str, Any]) -> BaseModel:
-    module = architecture.module()
+def adapted_config(path: Path, adapter: Path) -> dict[str, Any]:
+    """The config of a base with its adapter; raises CheckpointError where they don't belong together."""
+    return _adapted(open_checkpoint(path), adapter)[0].config
+
+
+def _opened(path: Path, adapter: str | Path | None) -> tuple[Checkpoint, BaseModel]:
+    """A checkpoint, and its model without weights."""
+    checkpoint = open_checkpoint(path)
+    return (checkpoint, _empty(checkpoint.config)) if adapter is None else _adapted(checkpoint, Path(adapter))
+
+
+def _adapted(base: Checkpoint, folder: Path) -> tuple[AdaptedCheckpoint, BaseModel]:
+    """A base with an adapter that belongs to it, and its model without weights."""
+    adapter = open_adapter(folder)
+    config = adapter.config(base.config)
+    model = _empty(config)
+    adapter.check(model)
+    return AdaptedCheckpoint(base, adapter, config, model), model
+
+
+def _empty(config: dict[str, Any]) -> BaseModel:
+    module = resolve(config).module()
     with torch.device("meta"):
         return module.Model(module.ModelArgs.from_dict(config))
 
@@ -165,7 +226,7 @@ def _kept_or_made(
     found = _read_kept(folder, model)
     if found is None:
         try:
-            kept.write(folder, _weights(model, checkpoint, bits, progress), bits, checkpoint.path)
+            kept.write(folder, _weights(model, checkpoint, bits, progress), bits, checkpoint.origin)
         except OSError as error:
             reason = error.strerror or error
             message = f"{checkpoint.path.name} is not kept at INT{bits} ({reason}): it loads slowly again."

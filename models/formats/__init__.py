@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..base import CheckpointError
-from ..prompts import ChatHints
-from ..tokenizer import Tokenizer
+from .adapters import AdaptedCheckpoint, Adapter, is_adapter, open_adapter
+from .base import Checkpoint, Weight
 from .gguf import GGUFCheckpoint
-from .gguf_types import Weight
 from .huggingface import HuggingFaceCheckpoint
 from .meta import MetaCheckpoint
 
-
-class Checkpoint(Protocol):
-    """What the loader needs of any form."""
-
-    path: Path
-    config: dict[str, Any]  #: config.json, or its equivalent in the same terms
-    quantized: int  #: bits of the matrices that it brings packed and that are taken over so; 0 where they are not
-    precision: int  #: bits of the lowest tier that loses nothing worth having of what it brings: 16, 8 or 4
-
-    def tensors(self) -> Iterator[tuple[str, Weight]]:
-        """Each tensor under the name it has in the Hugging Face form, read when its turn comes."""
-
-    def nbytes(self) -> int:
-        """How many bytes `tensors` will read."""
-
-    def files(self) -> list[Path]:
-        """The files that the weights depend on."""
-
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer; raises CheckpointError where it has none."""
-
-    def chat_hints(self) -> ChatHints:
-        """What its files say about how it wants to be talked to."""
-
+__all__ = [
+    "AdaptedCheckpoint",
+    "Adapter",
+    "Checkpoint",
+    "Weight",
+    "glance",
+    "is_adapter",
+    "open_adapter",
+    "open_checkpoint",
+]
 
 FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint, MetaCheckpoint)
 

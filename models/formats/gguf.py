@@ -31,6 +31,7 @@ class GGUFCheckpoint:
         files = open_files(find_model(path))
         self._paths = [file.path for file in files]
         self.path = self._paths[0]
+        self.origin = str(self.path.resolve())
         self._metadata = Metadata(self.path, files[0].values)
         self._tensors: dict[str, Tensor] = {}
         for file in files:

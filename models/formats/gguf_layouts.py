@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .gguf_metadata import Metadata
+from .rotary import halves_from_pairs
 
 Order = Callable[[int], torch.Tensor]
 """The number of rows in a file's tensor -> the file's row for each of ours."""
@@ -98,15 +99,10 @@ def _rope_scaling(header: Header) -> dict[str, Any] | None:
     return {"rope_type": kind, "factor": metadata.number("{arch}.rope.scaling.factor", earlier)}
 
 
-def _pairs(heads: int, rows: int) -> torch.Tensor:
-    """GGUF rotates neighbouring rows of a head, the Hugging Face form its halves."""
-    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
-
-
 def _llama_orders(config: Mapping[str, Any]) -> Mapping[str, Order]:
     return {
-        "attn_q.weight": partial(_pairs, config["num_attention_heads"]),
-        "attn_k.weight": partial(_pairs, config["num_key_value_heads"]),
+        "attn_q.weight": partial(halves_from_pairs, config["num_attention_heads"]),
+        "attn_k.weight": partial(halves_from_pairs, config["num_key_value_heads"]),
     }
 
 
@@ -151,7 +147,7 @@ def _baichuan_config(header: Header) -> dict[str, Any]:
 
 
 def _baichuan_orders(config: Mapping[str, Any]) -> Mapping[str, Order]:
-    order = partial(_pairs, config["num_attention_heads"])
+    order = partial(halves_from_pairs, config["num_attention_heads"])
     return {"attn_q.weight": order, "attn_k.weight": order}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 class HuggingFaceCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = str(path.resolve())
         config = read_json(path / "config.json")
         if isinstance(others := config.get("quantization_config"), dict):
             raise foreign(path, others.get("quant_method", "bitsandbytes"))
@@ -86,27 +87,7 @@ class HuggingFaceCheckpoint:
         return read_tokenizer(self.path, self.config)
 
     def chat_hints(self) -> ChatHints:
-        settings = read_settings(self.path / "tokenizer_config.json")
-        generation = read_settings(self.path / "generation_config.json")
-        eos = generation.get("eos_token_id", self.config.get("eos_token_id"))
-        names = (self.config.get("_name_or_path"), settings.get("name_or_path"), self.path.resolve().name)
-        return ChatHints(
-            template=self._template(settings),
-            special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
-            names=tuple(name.lower() for name in names if name),
-            eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
-            generation=generation,
-        )
-
-    def _template(self, settings: dict[str, Any]) -> str | None:
-        """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
-        file = self.path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8", errors="replace")
-        found = settings.get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        return found
+        return read_hints(self.path, self.config)
 
     def _weights(self) -> tuple[Kind, list[Path]]:
         """The first set of weight files that is complete. Raises CheckpointError naming what is missing."""
@@ -147,6 +128,32 @@ def _siblings(file: Path) -> list[Path]:
     start, count, end = match.groups()
     numbers = (f"{number:0{len(count)}}" for number in range(1, int(count) + 1))
     return [file.with_name(f"{start}-{number}-of-{count}{end}") for number in numbers]
+
+
+def read_hints(folder: Path, config: Mapping[str, Any]) -> ChatHints:
+    """What the files beside a tokenizer say, and the names that a folder goes by."""
+    settings = read_settings(folder / "tokenizer_config.json")
+    generation = read_settings(folder / "generation_config.json")
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    names = (config.get("_name_or_path"), settings.get("name_or_path"), folder.resolve().name)
+    return ChatHints(
+        template=_template(folder, settings),
+        special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
+        names=tuple(name.lower() for name in names if name),
+        eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        generation=generation,
+    )
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -85,6 +85,7 @@ class MetaCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin = str(path.resolve())
         self._params = _checked(path / PARAMS)
         self._first = PickledFile(self._file(0))
         self._named = "/".join(path.resolve().parts[-2:]).lower()

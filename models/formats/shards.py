@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,17 @@ class Entry(NamedTuple):
 
 def read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a safetensors file in its order, mapped. Raises CheckpointError."""
-    for name, entry in _entries(path).items():
-        yield name, map_numbers(path, entry.dtype, entry.start, entry.count).view(entry.shape)
+    for name, read in open_shard(path).items():
+        yield name, read()
+
+
+def open_shard(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """A reader for each tensor of a safetensors file; called, it maps the tensor. Raises CheckpointError."""
+    return {name: partial(_map, path, entry) for name, entry in _entries(path).items()}
+
+
+def _map(path: Path, entry: Entry) -> torch.Tensor:
+    return map_numbers(path, entry.dtype, entry.start, entry.count).view(entry.shape)
 
 
 def map_numbers(path: Path, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:

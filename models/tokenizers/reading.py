@@ -159,6 +159,11 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> TextTokenizer:
     raise CheckpointError(f"{files} is missing in {folder}; download it from the same repository.")
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer's file at all."""
+    return any((folder / reader.file).is_file() for reader in READERS)
+
+
 def _read(reader: Reader, source: Source) -> TextTokenizer:
     try:
         return reader.read(source)

@@ -160,9 +160,9 @@ def load(
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
     if chat_format is not None and chat_format not in chat_formats():
         raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
-    if adapter is not None and prefix.recognises(Path(adapter)):
-        plain = load(path, tier, device, context, None, progress, chat_format, store)
-        return prefix.attach(plain, prefix.read(Path(adapter)))
+    tuned = Path(adapter) if adapter is not None and prefix.recognises(Path(adapter)) else None
+    if tuned is not None:
+        adapter = None  # it changes no weights
     if adapter is not None and beside and open_adapter(Path(adapter)).switchable:
         _adapted(open_checkpoint(Path(path)), Path(adapter))  # a wrong one is refused before the weights are read
         return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
@@ -174,6 +174,8 @@ def load(
         _give_back()
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
+    if tuned is not None:
+        return prefix.attach(loaded, prefix.read(tuned))
     return prefix.attach(loaded, prefix.read_from(checkpoint)) if prefix_rows(checkpoint.config) else loaded
 
 

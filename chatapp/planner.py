@@ -104,7 +104,7 @@ def plan_for(path: Path, machine: Machine, tier: str = "auto", context: int | No
 
 
 def footprint_of(path: Path) -> Footprint:
-    """The memory of a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
+    """The memory of a checkpoint on disk: only its config or its files' headers are read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
     needs = footprint(checkpoint.config)
     return dataclasses.replace(needs, finest=TIER_OF_BITS[checkpoint.precision])

@@ -146,7 +146,7 @@ def load(
     store: Path | None = None,
     beside: bool = False,
 ) -> LoadedModel:
-    """Loads a checkpoint (a Hugging Face folder or a GGUF file).
+    """Loads a checkpoint (a Hugging Face folder, one of Meta's LLaMA folders, or a GGUF file).
 
     `adapter` is a folder that changes it: LoRA in PEFT's form, a delta, or a P-tuning prefix in place of one that the
     checkpoint may hold itself. The first two are merged into the weights; with `beside` it stays beside them where it

@@ -17,7 +17,7 @@ from chatapp import checkpoints
 from chatapp.checkpoints import EMBEDDER, MODEL, Embedded, FetchError, Found, find, name_of
 from tests.configs import CHECKPOINTS
 from tests.serving import closed_port
-from tests.tiny import LLAMA, build, write_gguf
+from tests.tiny import BLOOM, CHATGLM, LLAMA, build, write_gguf
 
 CODE = Path(__file__).parent.parent
 WEIGHTS = b"GGUF" + bytes(range(256)) * 400
@@ -284,6 +284,21 @@ def test_folders_and_gguf_files_are_found_up_to_two_levels_down(tmp_path: Path) 
         Found("THUDM/chatglm-6b", root / "THUDM" / "chatglm-6b"),
         Found("Tiny", root / "Tiny.gguf"),
         Found("百川", root / "百川"),
+    ]
+
+
+def test_folders_with_pickled_weights_are_found(tmp_path: Path) -> None:
+    for config, folder in ((BLOOM, tmp_path / "belle"), (CHATGLM, tmp_path / "THUDM" / "chatglm-6b-int4")):
+        make_folder(folder, "pytorch_model.bin")
+        (folder / "config.json").write_text(json.dumps(config))
+    make_folder(tmp_path / "LLaMA" / "7B", "params.json", "consolidated.00.pth")
+    make_folder(tmp_path / "half" / ".download", "params.json", "consolidated.00.pth")
+    make_folder(tmp_path / "both", "config.json", "params.json", "consolidated.00.pth")
+    assert [(each.name, each.family) for each in find([tmp_path])] == [
+        ("belle", "bloom"),
+        ("both", ""),
+        ("LLaMA/7B", "llama"),
+        ("THUDM/chatglm-6b-int4", "chatglm"),
     ]
 
 

@@ -250,4 +250,5 @@ def test_impossible_params_are_named(name: str, value: object, tmp_path: Path) -
 
 def test_other_params_do_not_match_the_weights(tmp_path: Path) -> None:
     assert "gate_proj" in refusal(save(tmp_path, llama(), multiple_of=256))
-    assert "heads" in refusal(save(tmp_path, llama(), n_heads=7))
+    assert "n_heads (7)" in refusal(save(tmp_path, llama(), n_heads=7))
+    assert "o_proj" not in refusal(save(tmp_path, llama(), n_kv_heads=4))

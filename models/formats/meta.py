@@ -197,6 +197,8 @@ def _checked(path: Path) -> Params:
         kinds = (int, float) if key in NUMBERS else (int,)
         if type(params.get(key)) not in kinds or params[key] <= 0:
             raise CheckpointError(f"{path} has no possible {key} ({params.get(key)!r}); download it again.")
+    if params["dim"] % (2 * params["n_heads"]):
+        raise CheckpointError(f"{path} has no possible n_heads ({params['n_heads']}); download it again.")
     return params
 
 

@@ -67,7 +67,7 @@ def _is_first(params: Params, folder: str) -> bool:
 
 
 LLAMA3_EOS = [128001, 128008, 128009]  #: <|end_of_text|>, <|eom_id|>, <|eot_id|>
-#: The first that matches. In doubt it is LLaMA 2: those who have its files have them from one place, with these names.
+#: The first that matches; what nothing tells apart is taken for LLaMA 2.
 GENERATIONS = (
     Generation(lambda params, folder: bool(params.get("use_scaled_rope")), 131072, LLAMA3_EOS),
     Generation(lambda params, folder: params.get("rope_theta") == 500000.0, 8192, LLAMA3_EOS),

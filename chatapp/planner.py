@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models import Footprint, footprint
+from models import Footprint, adapted_config, footprint, open_adapter
 from models.footprint import TIERS
 from models.formats import open_checkpoint
 
@@ -96,15 +96,19 @@ def plan(config: Mapping[str, Any], machine: Machine, tier: str = "auto", contex
     return plan_footprint(footprint(config), machine, tier, context)
 
 
-def plan_for(path: Path, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
-    """The plan for a checkpoint on disk. Raises CheckpointError."""
-    return plan_footprint(footprint_of(path), machine, tier, context)
+def plan_for(
+    path: Path, machine: Machine, tier: str = "auto", context: int | None = None, adapter: Path | None = None
+) -> Plan:
+    """The plan for a checkpoint on disk, with an adapter or without. Raises CheckpointError."""
+    return plan_footprint(footprint_of(path, adapter), machine, tier, context)
 
 
-def footprint_of(path: Path) -> Footprint:
+def footprint_of(path: Path, adapter: Path | None = None) -> Footprint:
     """The memory of a checkpoint on disk: only its config.json or its GGUF header is read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
-    needs = footprint(checkpoint.config)
+    needs = footprint(checkpoint.config if adapter is None else adapted_config(path, adapter))
+    if adapter is not None and (beside := open_adapter(adapter)).switchable:
+        needs = dataclasses.replace(needs, vectors=needs.vectors + beside.numbers)  # float32, like norms and biases
     if path.suffix == ".gguf":
         needs = dataclasses.replace(needs, kept=_nearest_tier(needs, checkpoint.nbytes()))
     return needs

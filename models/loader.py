@@ -101,7 +101,7 @@ class LoadedModel:
         base = checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
         try:
             _adapted(base, Path(adapter))
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return False
         return True
 

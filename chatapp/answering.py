@@ -55,7 +55,7 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
             return
 
     def make_plan(loaded: LoadedModel) -> Plan:
-        history = [turn.seen_by(engine.status.name) for turn in question.history]
+        history = [turn.seen_by(engine.status.writer) for turn in question.history]
         return plan(
             loaded, history, partial(wording, question.text), passages, system=question.system, reply=question.reply
         )

@@ -216,11 +216,22 @@ def find(folders: Iterable[Path]) -> list[Found]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.name.lower())
 
 
+def find_adapters(folders: Iterable[Path]) -> list[Found]:
+    """The adapters in these folders, one or two levels down: LoRA folders, and deltas."""
+    found: dict[Path, tuple[Path, Path]] = {}
+    for folder in folders:
+        for config in (config for depth in ("", "*/", "*/*/") for config in folder.glob(f"{depth}*config.json")):
+            if models.is_adapter(config.parent) and not _is_unfinished(config, folder):
+                found.setdefault(config.parent.resolve(), (config.parent, folder))
+    names = _names(found)
+    return sorted((Found(names[path], path) for path in found), key=lambda adapter: adapter.name.lower())
+
+
 def _candidates(folder: Path) -> Iterator[Path]:
     for depth in ("", "*/", "*/*/"):
         for config in folder.glob(f"{depth}config.json"):
             inside_embedder = _is_embedder(config.parent) or _is_embedder(config.parent.parent)  # 1_Pooling/config.json
-            if not inside_embedder and not _is_unfinished(config, folder):
+            if not inside_embedder and not _is_unfinished(config, folder) and not models.is_adapter(config.parent):
                 yield config.parent
         for weights in folder.glob(f"{depth}{META_WEIGHTS}"):
             if not _is_unfinished(weights, folder):

@@ -46,8 +46,14 @@ class Status:
     family: str = ""
     chat_format: str = ""  #: its title, such as "Llama 2 Chat"
     base: bool = False  #: a base model: it continues text
+    adapter: str = ""  #: its folder's name
     tier: str = ""
     reason: str = ""  #: why this tier and window
+
+    @property
+    def writer(self) -> str:
+        """Who writes the ids of replies: an adapter may bring another vocabulary."""
+        return f"{self.name} + {self.adapter}" if self.adapter else self.name
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Source:
     reason: str = ""  #: why this tier and window, in a sentence
     asked_tier: str = "auto"  #: what the user chose
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
+    adapter: Path | None = None
 
 
 class Engine:
@@ -103,12 +110,19 @@ class Engine:
         """The name of the chat format that the user chose; None is the checkpoint's own."""
         return self._source.chat_format if self._source else None
 
+    def accepts(self, adapter: Path) -> bool:
+        """Whether an adapter is for the loaded model."""
+        return self._loaded is not None and self._loaded.accepts(adapter)
+
     def load(self, source: Source) -> None:
         """Replaces the model once running replies are over, releasing the former one first.
 
-        If that fails, the former one is loaded again, and EngineError says why.
+        If that fails, the former one is loaded again, and EngineError says why. Where nothing but the adapter changes,
+        and it can stay beside the weights, these are not read again.
         """
         with self._turn():
+            if self._switch_adapter(source):
+                return
             former = self._source
             try:
                 self._replace(source)
@@ -117,6 +131,19 @@ class Engine:
                     with suppress(EngineError):  # why the new one failed is the news; the status tells the rest
                         self._replace(former)
                 raise
+
+    def _switch_adapter(self, source: Source) -> bool:
+        """Whether that was all; if it fails, the former adapter stays."""
+        loaded, former = self._loaded, self._source
+        if loaded is None or replace(source, adapter=former.adapter) != former or source == former:
+            return False
+        try:
+            if not loaded.can_switch(source.adapter):
+                return False
+            self._talk(loaded.with_adapter(source.adapter).with_chat_format(source.chat_format), source)
+        except (models.CheckpointError, OSError) as error:
+            raise EngineError(str(error)) from error
+        return True
 
     def _replace(self, source: Source) -> None:
         self._loaded = self._source = None
@@ -129,6 +156,8 @@ class Engine:
                 context=source.context,
                 progress=self._progress,
                 store=source.store,
+                adapter=source.adapter,
+                beside=True,
             )
             self._talk(loaded.with_chat_format(source.chat_format), source)
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
@@ -155,6 +184,7 @@ class Engine:
             family=loaded.family,
             chat_format=chat.title,
             base=chat.base,
+            adapter=source.adapter.name if source.adapter else "",
             tier=source.tier,
             reason=source.reason,
         )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models import Footprint, footprint
+from models import Footprint, adapted_config, footprint, open_adapter
 from models.footprint import TIERS
 from models.formats import open_checkpoint
 
@@ -98,16 +98,21 @@ def plan(config: Mapping[str, Any], machine: Machine, tier: str = "auto", contex
     return plan_footprint(footprint(config), machine, tier, context)
 
 
-def plan_for(path: Path, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:
-    """The plan for a checkpoint on disk. Raises CheckpointError."""
-    return plan_footprint(footprint_of(path), machine, tier, context)
+def plan_for(
+    path: Path, machine: Machine, tier: str = "auto", context: int | None = None, adapter: Path | None = None
+) -> Plan:
+    """The plan for a checkpoint on disk, with an adapter or without. Raises CheckpointError."""
+    return plan_footprint(footprint_of(path, adapter), machine, tier, context)
 
 
-def footprint_of(path: Path) -> Footprint:
+def footprint_of(path: Path, adapter: Path | None = None) -> Footprint:
     """The memory of a checkpoint on disk: only its config or its files' headers are read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
-    needs = footprint(checkpoint.config)
-    return dataclasses.replace(needs, finest=TIER_OF_BITS[checkpoint.precision])
+    needs = footprint(checkpoint.config if adapter is None else adapted_config(path, adapter))
+    needs = dataclasses.replace(needs, finest=TIER_OF_BITS[checkpoint.precision])
+    if adapter is not None and (beside := open_adapter(adapter)).switchable:
+        needs = dataclasses.replace(needs, vectors=needs.vectors + beside.numbers)  # float32, like norms and biases
+    return needs
 
 
 def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:

@@ -79,7 +79,7 @@ class Chat:
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):
-                        save.model = self.engine.status.name  # known now: no other can be loaded before the end
+                        save.model = self.engine.status.writer  # known now: no other can be loaded before the end
                     _note(reply, event)
                     save.soon()
                     yield reply

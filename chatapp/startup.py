@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowledge.embedder import LocalEmbeddings
@@ -74,22 +74,33 @@ class Startup:
                 self._embeddings = LocalEmbeddings(self._fetch(checkpoints.ensure_embedder))
             return self._embeddings
 
-    def source(self, path: Path, name: str, tier: str | None = None) -> Source:
-        """A checkpoint as this machine can hold it now, at `tier` or the settings' one.
+    def source(self, path: Path, name: str, tier: str | None = None, adapter: Path | None = None) -> Source:
+        """A checkpoint as this machine can hold it now, at `tier` or the settings' one, with an adapter or without.
 
         Raises EngineError for what can't be a checkpoint, or does not fit.
         """
         settings = self._settings
         asked = tier or settings.tier
         try:
-            plan = plan_for(path, self.machine(), asked, settings.context)
+            plan = plan_for(path, self.machine(), asked, settings.context, adapter)
         except (CheckpointError, OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise EngineError(f"{name} could not be loaded: {reason}") from error
         if plan.tier is None or plan.device is None:
             raise EngineError(f"{name} could not be loaded: {plan.reason}")
         store = settings.data / "quantized"
-        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason, asked)
+        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason, asked, adapter=adapter)
+
+    def with_adapter(self, adapter: Path | None) -> Source:
+        """What is loaded, with another adapter or none. Raises EngineError."""
+        loaded, source = self._engine.loaded, self._engine.source
+        try:
+            if loaded.can_switch(adapter):
+                return replace(source, adapter=adapter)
+        except (CheckpointError, OSError) as error:
+            raise EngineError(str(error)) from error
+        planned = self.source(source.path, source.name, source.asked_tier, adapter)
+        return replace(planned, chat_format=source.chat_format)
 
     def machine(self) -> Machine:
         """The machine as it is once the loaded model has been released, which comes before another one is read."""
@@ -99,8 +110,9 @@ class Startup:
     def _load_model(self) -> None:
         """Loads the model asked for; one that fails to load is said. Raises FetchError if the default can't be had."""
         path = self._settings.model or self._fetch(checkpoints.ensure_default_model)
+        adapter = self._settings.adapter and self._settings.adapter.resolve()
         try:
-            self._engine.load(self.source(path, checkpoints.name_of(path)))
+            self._engine.load(self.source(path, checkpoints.name_of(path), adapter=adapter))
             self._say(f"{checkpoints.name_of(path)} is ready.")
         except EngineError as error:
             self._fail(error)

@@ -4,8 +4,9 @@ from .base import CheckpointError
 from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
+from .formats import is_adapter, open_adapter
 from .generate import End, Event, Read, Timings, Token, generate
-from .loader import LoadedModel, family_of, load, load_tokenizer
+from .loader import LoadedModel, adapted_config, family_of, load, load_tokenizer
 from .prompts import Prompt
 from .sampling import BadLogitsError, Sampling
 
@@ -21,11 +22,14 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "adapted_config",
     "chat_formats",
     "family_of",
     "fill_prompt",
     "footprint",
     "generate",
+    "is_adapter",
     "load",
     "load_tokenizer",
+    "open_adapter",
 ]

@@ -103,7 +103,7 @@ class LoadedModel:
         base = checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
         try:
             _adapted(base, Path(adapter))
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return False
         return True
 

@@ -20,7 +20,7 @@ from models import CheckpointError
 from models.formats.huggingface import HuggingFaceCheckpoint
 from tests.made_tokenizers import make_folder
 from tests.test_parity import published_glm
-from tests.tiny import BAICHUAN_7B, CHATGLM, CHATGLM2, LLAMA, build, randomize, save_folder, write_gguf
+from tests.tiny import BAICHUAN_7B, CHATGLM, CHATGLM2, LLAMA, build, randomize, save_folder, write_gguf, write_lora
 
 IDS = torch.tensor([[5, 17, 300, 42, 7, 99, 3]])
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -71,9 +71,10 @@ def train(
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 12, **options}))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad:
-            size = 0.2 if "magnitude" not in name else 0.01
-            parameter.data += size * torch.randn(parameter.shape, generator=generator)
+        if parameter.requires_grad:  # what PEFT fills at random is filled anew: B is zero to begin with
+            kept = 0.0 if "lora_A" in name or "lora_embedding" in name else 1.0
+            size = 0.01 if "magnitude" in name else 0.2
+            parameter.data = kept * parameter.data + size * torch.randn(parameter.shape, generator=generator)
     adapted.save_pretrained(folder, safe_serialization=safetensors)
     merged = adapted.merge_and_unload().eval()
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_a_tier_with_an_adapter_is_the_tier_of_the_merged_checkpoint(
 
 
 #: How far a tier's logits may be from float32's, relative, on these random weights.
-TIER_BOUNDS = {"fp16": 2e-3, "int8": 0.05, "int4": 0.4}
+TIER_BOUNDS = {"fp16": 2e-3, "int8": 0.08, "int4": 0.4}
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -239,22 +240,6 @@ def test_blooms_optional_prefix(bases: Callable[[str], Path], tmp_path: Path, pu
 
 
 # Written by hand: fused matrices, whose modelling code PEFT would have to be given
-
-
-def write_lora(folder: Path, shapes: dict[str, tuple[int, int]], **settings: Any) -> dict[str, torch.Tensor]:
-    """A LoRA adapter for modules of these shapes; returns what it adds to each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "made/tiny", **settings}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(2)
-    tensors, added = {}, {}
-    for module, (rows, columns) in shapes.items():
-        down, up = (0.3 * torch.randn(shape, generator=generator) for shape in ((4, columns), (rows, 4)))
-        tensors[f"base_model.model.{module}.lora_A.weight"] = down
-        tensors[f"base_model.model.{module}.lora_B.weight"] = up
-        added[f"{module}.weight"] = 2 * up @ down
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-    return added
 
 
 FUSED = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from chatapp import checkpoints
-from chatapp.checkpoints import EMBEDDER, MODEL, Embedded, FetchError, Found, find, name_of
+from chatapp.checkpoints import EMBEDDER, MODEL, Embedded, FetchError, Found, find, find_adapters, name_of
 from tests.configs import CHECKPOINTS
 from tests.serving import closed_port
 from tests.tiny import BLOOM, CHATGLM, LLAMA, build, write_gguf
@@ -364,3 +364,15 @@ def test_no_two_checkpoints_have_the_same_name(tmp_path: Path) -> None:
 )
 def test_names_of_checkpoints(tmp_path: Path, path: str, name: str) -> None:
     assert name_of(tmp_path / path) == name
+
+
+def test_adapters_are_found_and_are_no_checkpoints(tmp_path: Path) -> None:
+    make_folder(tmp_path / "llama-7b", "config.json")
+    make_folder(tmp_path / "vicuna" / "vicuna-7b-delta-v1.1", "config.json")
+    make_folder(tmp_path / "alpaca-lora-7b", "adapter_config.json", "config.json")
+    make_folder(tmp_path / "half.partial", "adapter_config.json")
+    assert [found.name for found in find([tmp_path])] == ["llama-7b"]
+    found = find_adapters([tmp_path, tmp_path])
+    assert [adapter.name for adapter in found] == ["alpaca-lora-7b", "vicuna/vicuna-7b-delta-v1.1"]
+    assert found[0].path == tmp_path / "alpaca-lora-7b"
+    assert find_adapters([tmp_path / "alpaca-lora-7b", tmp_path / "absent"])[0].name == "alpaca-lora-7b"

@@ -266,12 +266,13 @@ def test_the_loader_gets_what_the_source_says_and_reports_progress() -> None:
         return scripted()
 
     engine = Engine(load)
-    engine.load(Source("mine", Path("/x/mine"), "fp32", 512, "cuda:1", Path("/x/quantized")))
+    engine.load(Source("mine", Path("/x/mine"), "fp32", 512, "cuda:1", Path("/x/quantized"), adapter=Path("/x/lora")))
     status = seen.pop("status")
-    kept = {"device": "cuda:1", "store": Path("/x/quantized")}
+    kept = {"device": "cuda:1", "store": Path("/x/quantized"), "adapter": Path("/x/lora"), "beside": True}
     assert seen == {"path": Path("/x/mine"), "tier": "fp32", "context": 512, **kept}
     assert (status.state, status.name, status.done, status.total) == ("loading", "mine", 3, 4)
     assert (engine.status.state, engine.status.name, engine.status.message) == ("ready", "mine", "")
+    assert engine.status.writer == "mine + lora"
 
 
 @pytest.mark.parametrize(

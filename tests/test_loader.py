@@ -130,9 +130,7 @@ def test_unknown_architecture(folder: Path) -> None:
     assert all(architecture.name in text for architecture in registry.ARCHITECTURES)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"), [({"tier": "int3"}, "int3"), ({"adapter": "lora"}, "lora is no adapter")]
-)
+@pytest.mark.parametrize(("options", "named"), [({"tier": "int3"}, "int3"), ({"adapter": "lora"}, "lora is no")])
 def test_what_can_not_be_made(folder: Path, options: dict, named: str) -> None:
     assert named in refusal(folder, **options)
 

@@ -10,7 +10,7 @@ from chatapp.settings import SettingsError, default_data_folder, parse
 def test_defaults() -> None:
     settings = parse([], {})
     assert (settings.host, settings.port, settings.tier, settings.lang) == ("127.0.0.1", 7860, "auto", "auto")
-    assert (settings.model, settings.context, settings.checkpoints) == (None, None, None)
+    assert (settings.model, settings.adapter, settings.context, settings.checkpoints) == (None,) * 4
     assert settings.data == default_data_folder()
 
 
@@ -18,6 +18,7 @@ VALUES = {
     "host": ("::1", "localhost"),
     "port": ("8001", "8002"),
     "model": ("/models/a.gguf", "/models/b"),
+    "adapter": ("/adapters/a", "/adapters/b"),
     "tier": ("fp16", "auto"),
     "context": ("512", "1024"),
     "data": ("/data/a", "/data/b"),

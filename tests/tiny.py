@@ -140,6 +140,22 @@ def save_folder(folder: Path, config: Mapping[str, Any], tokenizer: tokenizers.T
     return model
 
 
+def write_lora(folder: Path, shapes: dict[str, tuple[int, int]], **settings: Any) -> dict[str, torch.Tensor]:
+    """A LoRA adapter for modules of these shapes; returns what it adds to each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "made/tiny", **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(2)
+    tensors, added = {}, {}
+    for module, (rows, columns) in shapes.items():
+        down, up = (0.3 * torch.randn(shape, generator=generator) for shape in ((4, columns), (rows, 4)))
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+        added[f"{module}.weight"] = 2 * up @ down
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    return added
+
+
 def byte_level_tokenizer(vocabulary: int = 320) -> tokenizers.Tokenizer:
     """A byte-level BPE with ChatML's control tokens as ids 0, 1 and 2."""
     tokenizer = tokenizers.Tokenizer(BPE())

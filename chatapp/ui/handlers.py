@@ -18,7 +18,7 @@ from knowledge import Ingested, KnowledgeBaseError
 
 from .. import checkpoints
 from ..checkpoints import FetchError
-from ..engine import EngineError
+from ..engine import EngineError, Source
 from ..library import LibraryError
 from ..session import Chat, Reply
 from ..settings import TIERS, Settings
@@ -81,9 +81,9 @@ class Handlers:
         )
 
     def tick(self, request: gr.Request) -> tuple[Any, ...]:
-        """Family, model, tier, chat format, state, and whether to go on asking: not once a model is there."""
+        """Family, model, adapter, tier, chat format, state, and whether to go on asking: not once a model is there."""
         timer = self._timer()
-        model = (gr.skip(),) * 4 if timer.active else self._models(self.language(request))
+        model = (gr.skip(),) * 5 if timer.active else self._models(self.language(request))
         return *model, self.state(request), timer
 
     def _timer(self) -> gr.Timer:
@@ -154,7 +154,8 @@ class Handlers:
     # Model
 
     def choose_model(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Loads a checkpoint of the list, or what was pasted as a path: family, model, tier, format, state, timer."""
+        """Loads a checkpoint of the list, or what was pasted as a path: family, model, adapter, tier, format, state,
+        timer. Another tier of the loaded one keeps its adapter."""
         language = self.language(request)
         pasted = (chosen or "").strip().strip('"')
         if not pasted:  # the box was emptied
@@ -163,11 +164,22 @@ class Handlers:
         known = {found.name: found.path for found in self._found()}
         path = known.get(chosen) or Path(os.path.expanduser(pasted))
         name = chosen if chosen in known else checkpoints.name_of(path)
+        loaded = self._chat.engine.source
+        adapter = loaded.adapter if loaded and loaded.path == path else None
+        yield from self._load(lambda: self._startup.source(path, name, tier or "auto", adapter), name, request)
+
+    def choose_adapter(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Puts an adapter on the loaded model, or takes it away: the same outputs as choose_model."""
+        path = self._fitting_adapters().get(chosen)
+        yield from self._load(lambda: self._startup.with_adapter(path), chosen, request)
+
+    def _load(self, source: Callable[[], Source], name: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        language = self.language(request)
         if self._chat.engine.busy:
-            gr.Info(say(language, "waits", name=render.escape(name)))
-        yield (*(gr.skip(),) * 5, gr.Timer(active=True))
+            gr.Info(say(language, "waits", name=render.escape(name or self._chat.engine.status.name)))
+        yield (*(gr.skip(),) * 6, gr.Timer(active=True))
         try:
-            self._chat.engine.load(self._startup.source(path, name, tier or "auto"))
+            self._chat.engine.load(source())
         except EngineError as error:
             _warn(error)
         yield (*self._models(language), self.state(request), gr.Timer(active=False))
@@ -186,14 +198,29 @@ class Handlers:
             _warn(error)
         return self._formats(self.language(request)), self.state(request)
 
-    def _models(self, language: str) -> tuple[Any, Any, Any, Any]:
-        """Family, model, tier and chat format as they are now."""
+    def _models(self, language: str) -> tuple[Any, Any, Any, Any, Any]:
+        """Family, model, adapter, tier and chat format as they are now."""
         found, status = self._found(), self._chat.engine.status
         names = {**checkpoints.FAMILIES, "": say(language, "family_other")}
         families = [(names[family], family) for family in names if any(family == each.family for each in found)]
         family = gr.update(choices=[(say(language, "family_all"), ALL), *families], value=ALL)
         model = gr.update(choices=[each.name for each in found], value=status.name or None)
-        return family, model, self._tiers(language), self._formats(language)
+        return family, model, self._adapters(language), self._tiers(language), self._formats(language)
+
+    def _adapters(self, language: str) -> Any:
+        """The loaded model's; the box is hidden where there are none."""
+        source, fitting = self._chat.engine.source, self._fitting_adapters()
+        chosen = next((name for name, path in fitting.items() if source and path == source.adapter), "")
+        choices = [(say(language, "adapter_none"), ""), *((name, name) for name in fitting)]
+        return gr.update(choices=choices, value=chosen, visible=bool(fitting))
+
+    def _fitting_adapters(self) -> dict[str, Path]:
+        """Adapters for the loaded model by name: those found, and the one in use wherever it is."""
+        engine = self._chat.engine
+        used = engine.source.adapter if engine.source else None
+        found = checkpoints.find_adapters(self._settings.checkpoint_folders)
+        fitting = {each.name: each.path for each in found if engine.accepts(each.path)}
+        return fitting if used is None or used in fitting.values() else {**fitting, str(used): used}
 
     def _tiers(self, language: str) -> Any:
         source = self._chat.engine.source

@@ -101,6 +101,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
+    adapter = gr.Dropdown([], label=label("adapter"), info=label("adapter_info"), visible=False, elem_id="adapter")
     state = gr.HTML(elem_id="state")
     with gr.Accordion(label("model_more"), open=False, elem_id="format-section"):
         tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
@@ -118,6 +119,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "conversations": conversations,
         "family": family,
         "model": model,
+        "adapter": adapter,
         "tier": tier,
         "chat_format": chat_format,
         "state": state,
@@ -167,7 +169,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         return [parts[name] for name in names]
 
     shown = ("messages", "sources", "progress")
-    model = ("family", "model", "tier", "chat_format")
+    model = ("family", "model", "adapter", "tier", "chat_format")
     quiet = {"show_progress": "hidden"}
     timer = gr.Timer(1)  # ticks while something is being fetched or loaded, then rests
     page.load(
@@ -195,6 +197,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     for name in ("model", "tier"):
         parts[name].input(handlers.choose_model, only("model", "tier"), [*only(*model, "state"), timer], **quiet)
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
+    parts["adapter"].input(handlers.choose_adapter, only("adapter"), [*only(*model, "state"), timer], **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
     parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)
     parts["new_base"].submit(

@@ -150,7 +150,7 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        shown = {"name": escape(status.name), "tier": status.tier.upper(), "format": escape(status.chat_format)}
+        shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
         lines = [say(language, "state_ready", **shown)]
         lines += [escape(status.reason)] if status.reason else []
         lines += [say(language, "base_model")] if status.base else []

@@ -5,6 +5,7 @@ from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .generate import End, Event, Read, Timings, Token, generate
+from .inspection import Report, inspect
 from .loader import LoadedModel, family_of, load, load_tokenizer
 from .prompts import Prompt
 from .sampling import BadLogitsError, Sampling
@@ -18,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "Prompt",
     "Read",
+    "Report",
     "Sampling",
     "Timings",
     "Token",
@@ -26,6 +28,7 @@ __all__ = [
     "fill_prompt",
     "footprint",
     "generate",
+    "inspect",
     "load",
     "load_tokenizer",
 ]

@@ -32,6 +32,11 @@ def open_checkpoint(path: Path) -> StoredCheckpoint:
     return _form(path)(path)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is of a form that can be opened; what is in it may be damaged."""
+    return any(form.recognises(path) for form in FORMS)
+
+
 def glance(path: Path) -> dict[str, Any]:
     """As much of a config as names the architecture, quickly, for a list of many. Raises CheckpointError."""
     return _form(path).glance(path)

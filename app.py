@@ -24,6 +24,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         settings = parse(arguments, environment)
         if settings.plan:
             return print_plans(settings)
+        if settings.inspect is not None:
+            return print_inspection(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
             return run(settings, Store(settings.data / "conversations.db"))
@@ -47,6 +49,14 @@ def print_plans(settings: Settings) -> int:
 
     print(report(settings))
     return 0
+
+
+def print_inspection(settings: Settings) -> int:
+    from chatapp.inspection import inspect
+
+    text, loads = inspect(settings)
+    print(text)
+    return 0 if loads else 1
 
 
 def run(settings: Settings, store: Store) -> int:

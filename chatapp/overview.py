@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from models import CheckpointError, Footprint, footprint
 
@@ -52,33 +53,39 @@ def _plan_found(found: checkpoints.Found, settings: Settings, machine: Machine) 
 
 def as_json(machine: Machine, plans: Mapping[str, Plan]) -> str:
     """Sizes are bytes; a checkpoint that can't be had has the tier null and the context 0."""
-    rows = [
-        {
-            "checkpoint": name,
-            "tier": plan.tier,
-            "context": plan.context,
-            "device": plan.device,
-            "bytes": dataclasses.asdict(plan.memory),
-            "reason": plan.reason,
-        }
-        for name, plan in plans.items()
-    ]
+    rows = [{"checkpoint": name, **as_row(plan)} for name, plan in plans.items()]
     return json.dumps({"machine": dataclasses.asdict(machine), "plans": rows}, ensure_ascii=False, indent=2)
 
 
-COLUMNS = ("tier", "window", "device", "weights", "cache", "scratch", "margin", "total")
+def as_row(plan: Plan) -> dict[str, Any]:
+    return {
+        "tier": plan.tier,
+        "context": plan.context,
+        "device": plan.device,
+        "bytes": dataclasses.asdict(plan.memory),
+        "reason": plan.reason,
+    }
+
+
+#: What a table says of a plan, by the head of the column; sizes are GiB.
+COLUMNS: Mapping[str, Callable[[Plan], str]] = {
+    "tier": lambda plan: plan.tier or "-",
+    "window": lambda plan: f"{plan.context:,}",
+    "device": lambda plan: plan.device or "-",
+    "weights": lambda plan: gib(plan.memory.weights),
+    "cache": lambda plan: gib(plan.memory.cache),
+    "scratch": lambda plan: gib(plan.memory.scratch),
+    "margin": lambda plan: gib(plan.memory.margin),
+    "total": lambda plan: gib(plan.memory.total),
+}
 
 
 def as_text(machine: Machine, plans: Mapping[str, Plan]) -> str:
-    """For people: sizes are GiB."""
-    width = max(map(len, plans))
-    lines = [*_describe(machine), "", _line("checkpoint (GiB)", COLUMNS, width)]
-    for name, plan in plans.items():
-        lines.append(f"{name:{width}}  {plan.reason}" if plan.tier is None else _line(name, _cells(plan), width))
-    return "\n".join(lines)
+    """For people."""
+    return "\n".join([*describe(machine), "", *table("checkpoint (GiB)", plans, list(COLUMNS))])
 
 
-def _describe(machine: Machine) -> Iterator[str]:
+def describe(machine: Machine) -> Iterator[str]:
     for gpu in machine.gpus:
         yield f"{gpu.device}: {gpu.name}, {gib(gpu.free)} of {gib(gpu.total)} GiB free"
     instructions = ", ".join(machine.instructions) or "no vector instructions known"
@@ -87,13 +94,16 @@ def _describe(machine: Machine) -> Iterator[str]:
     yield from machine.notes
 
 
-def _cells(plan: Plan) -> tuple[str, ...]:
-    memory = plan.memory
-    sizes = (memory.weights, memory.cache, memory.scratch, memory.margin, memory.total)
-    return (plan.tier or "-", f"{plan.context:,}", plan.device or "-", *(gib(size) for size in sizes))
+def table(head: str, plans: Mapping[str, Plan], columns: Sequence[str]) -> Iterator[str]:
+    """A line for each plan: its parts in columns, or why it can't be had."""
+    width = max(map(len, (head, *plans)))
+    yield _line(head, columns, width)
+    for name, plan in plans.items():
+        cells = [COLUMNS[column](plan) for column in columns]
+        yield f"{name:{width}}  {plan.reason}" if plan.tier is None else _line(name, cells, width)
 
 
-def _line(name: str, cells: tuple[str, ...], width: int) -> str:
+def _line(name: str, cells: Sequence[str], width: int) -> str:
     return f"{name:{width}}" + "".join(f"{cell:>10}" for cell in cells)
 
 

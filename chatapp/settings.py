@@ -26,6 +26,7 @@ class Settings:
     """`checkpoints` is an extra folder to look for checkpoints in; the one under `data` is always looked in.
 
     With `plan` nothing starts: what `assume`, or this machine, can hold is printed, as `json` or as the docs' `table`.
+    With `inspect` nothing starts either: what that path is, and what it takes, is printed.
     """
 
     host: str
@@ -38,6 +39,7 @@ class Settings:
     checkpoints: Path | None
     lang: str
     plan: bool = False
+    inspect: Path | None = None
     json: bool = False
     table: bool = False
     assume: str | None = None
@@ -53,8 +55,12 @@ class Settings:
             raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
         if self.context is not None and self.context < 64:
             raise SettingsError(f"--context {self.context} is too small to hold a question; give at least 64.")
-        if not self.plan and (self.json or self.table or self.assume is not None):
-            raise SettingsError("--json, --table and --assume say how to plan; give --plan as well.")
+        if self.plan and self.inspect is not None:
+            raise SettingsError("--plan and --inspect print different things; choose one.")
+        if not self.plan and self.inspect is None and (self.json or self.assume is not None):
+            raise SettingsError("--json and --assume say how to plan or inspect; give --plan or --inspect as well.")
+        if not self.plan and self.table:
+            raise SettingsError("--table says how to plan; give --plan as well.")
         if self.json and self.table:
             raise SettingsError("--json and --table are two forms of one answer; choose one.")
         self.machine()
@@ -94,11 +100,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--checkpoints", type=_path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
     parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
-    parser.add_argument("--json", action="store_true", help="with --plan: for programs")
+    parser.add_argument("--inspect", type=_path, help="print what a path is, what it lacks and takes, load nothing")
+    parser.add_argument("--json", action="store_true", help="with --plan or --inspect: for programs")
     parser.add_argument(
         "--table", action="store_true", help="with --plan: docs/memory.md, graphics cards of many sizes"
     )
-    parser.add_argument("--assume", help="with --plan: another machine, such as cuda:6GB or cpu:16GB (GiB free)")
+    parser.add_argument("--assume", help="with either: another machine, such as cuda:6GB or cpu:16GB (GiB free)")
     return Settings(**vars(parser.parse_args(arguments)))
 
 

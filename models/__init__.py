@@ -6,6 +6,7 @@ from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .formats import is_adapter, open_adapter
 from .generate import End, Event, Read, Timings, Token, generate
+from .inspection import Report, inspect
 from .loader import LoadedModel, adapted_config, family_of, load, load_tokenizer
 from .prompts import Prompt
 from .sampling import BadLogitsError, Sampling
@@ -19,6 +20,7 @@ __all__ = [
     "LoadedModel",
     "Prompt",
     "Read",
+    "Report",
     "Sampling",
     "Timings",
     "Token",
@@ -28,6 +30,7 @@ __all__ = [
     "fill_prompt",
     "footprint",
     "generate",
+    "inspect",
     "is_adapter",
     "load",
     "load_tokenizer",

@@ -113,9 +113,13 @@ class BaseModel(nn.Module):
         """
         raise NotImplementedError
 
+    def is_leftover(self, name: str) -> bool:
+        """Whether a checkpoint's tensor is to be ignored: a copy, or something that is computed here."""
+        return name.endswith(LEFTOVERS)
+
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        """The attribute that a checkpoint's tensor belongs to, or None for a leftover that is to be ignored."""
-        return None if name.endswith(LEFTOVERS) else (name, tensor)
+        """The attribute that a checkpoint's tensor belongs to; None for a leftover, or a part that waits for others."""
+        return None if self.is_leftover(name) else (name, tensor)
 
     def place(self, name: str) -> Place:
         """The place of a tensor by its published name, in whichever form it was published."""

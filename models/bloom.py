@@ -119,9 +119,11 @@ class Model(BaseModel):
             return self.transformer.word_embeddings.as_linear(x)
         return project(x, self.lm_head)
 
+    def is_leftover(self, name: str) -> bool:
+        is_copy = name == "lm_head.weight" and self.args.tie_word_embeddings
+        return is_copy or super().is_leftover(name)
+
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name == "lm_head.weight" and self.args.tie_word_embeddings:
-            return None  # a copy of the embedding
         return super().sanitize(self.place(name).name, tensor)
 
     def place(self, name: str) -> Place:

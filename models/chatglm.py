@@ -200,12 +200,9 @@ class Model(BaseModel):
         # The checkpoint was trained with frequencies rounded to half precision.
         return rope_frequencies(half, 10000.0, None, self.args.context, self.args.context, device).half().float()
 
-    def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name.startswith(PREFIX_ENCODER):
-            return None
-        if name == "lm_head.weight" and self.args.tie_word_embeddings:
-            return None  # a copy of the embedding
-        return super().sanitize(name, tensor)
+    def is_leftover(self, name: str) -> bool:
+        is_copy = name == "lm_head.weight" and self.args.tie_word_embeddings
+        return is_copy or name.startswith(PREFIX_ENCODER) or super().is_leftover(name)
 
 
 def visible(position: torch.Tensor, blank: Blank) -> torch.Tensor | None:

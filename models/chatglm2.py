@@ -205,16 +205,13 @@ class Model(BaseModel):
             base, scaling = args.rope_theta, {"rope_type": "linear", "factor": args.rope_ratio}
         return rope_frequencies(args.rotary_size, base, scaling, args.context, args.context, device)
 
+    def is_leftover(self, name: str) -> bool:
+        is_copy = renamed(name)[0] == "transformer.output_layer.weight" and self.args.tie_word_embeddings
+        return is_copy or name.startswith(PREFIX_ENCODER) or super().is_leftover(name)
+
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name.startswith(PREFIX_ENCODER):
-            return None
-        if name.startswith(("model.", "lm_head.")):
-            name, part = renamed(name)
-            if part is not None:
-                return self._joined(name, part, tensor)
-        if name == "transformer.output_layer.weight" and self.args.tie_word_embeddings:
-            return None  # a copy of the embedding
-        return super().sanitize(name, tensor)
+        name, part = renamed(name)
+        return super().sanitize(name, tensor) if part is None else self._joined(name, part, tensor)
 
     def place(self, name: str) -> Place:
         if not name.startswith(("model.", "lm_head.")):

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from .base import BaseArgs, BaseModel
+from .base import BaseArgs
 from .generate import CHUNK
 from .prefix import prefix_rows
 from .quantize import EXPANDED, GROUP, ROWS
-from .registry import resolve
+from .registry import empty_model
 
 #: Best first.
 TIERS = ("fp16", "int8", "int4")
@@ -156,7 +155,7 @@ class Footprint:
 
 def footprint(config: Mapping[str, Any]) -> Footprint:
     """The footprint of a config.json; raises CheckpointError for one that can't be run here."""
-    model = _empty(config)
+    model = empty_model(config)
     matrices = [_matrix(module) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
     tokens = next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
     layers = tuple(matrix for matrix in matrices if matrix.rows != tokens)
@@ -170,12 +169,6 @@ def footprint(config: Mapping[str, Any]) -> Footprint:
 
 def _activation_bytes(tier: str, device: str) -> int:
     return 4 if tier == "fp32" else ACTIVATION_BYTES[device]
-
-
-def _empty(config: Mapping[str, Any]) -> BaseModel:
-    module = resolve(config).module()
-    with torch.device("meta"):
-        return module.Model(module.ModelArgs.from_dict(config))
 
 
 def _matrix(module: nn.Linear | nn.Embedding) -> Matrix:

@@ -172,7 +172,6 @@ class Model(BaseModel):
             args.head_size, args.rope_theta, args.rope_scaling, args.trained_context, length, ids.device
         )
 
-    def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name == "lm_head.weight" and self.args.tie_word_embeddings:
-            return None  # a copy of the embedding
-        return super().sanitize(name, tensor)
+    def is_leftover(self, name: str) -> bool:
+        is_copy = name == "lm_head.weight" and self.args.tie_word_embeddings
+        return is_copy or super().is_leftover(name)

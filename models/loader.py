@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from .layers import Embedding
 from .prefix import prefix_rows
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
-from .registry import Architecture, resolve
+from .registry import Architecture, empty_model, resolve
 from .tokenizer import Tokenizer
 
 #: Bits of a weight in each tier.
@@ -99,10 +99,8 @@ class LoadedModel:
 
     def accepts(self, adapter: str | Path) -> bool:
         """Whether an adapter is for this model, by its shapes."""
-        checkpoint = (self.plain or self).checkpoint
-        base = checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
         try:
-            _adapted(base, Path(adapter))
+            _adapted(_base((self.plain or self).checkpoint), Path(adapter))
         except (CheckpointError, OSError):
             return False
         return True
@@ -160,23 +158,22 @@ def load(
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
     if chat_format is not None and chat_format not in chat_formats():
         raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
-    tuned = Path(adapter) if adapter is not None and prefix.recognises(Path(adapter)) else None
-    if tuned is not None:
-        adapter = None  # it changes no weights
+    encoder = None
+    if adapter is not None and prefix.recognises(Path(adapter)):
+        encoder, adapter = prefix.read(Path(adapter)), None  # it changes no weights
     if adapter is not None and beside and open_adapter(Path(adapter)).switchable:
         _adapted(open_checkpoint(Path(path)), Path(adapter))  # a wrong one is refused before the weights are read
         return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
     checkpoint, model = _opened(Path(path), adapter)
     architecture = resolve(checkpoint.config)
-    prefix.refuse_alone(checkpoint)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
         _give_back()
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
-    if tuned is not None:
-        return prefix.attach(loaded, prefix.read(tuned))
-    return prefix.attach(loaded, prefix.read_from(checkpoint)) if prefix_rows(checkpoint.config) else loaded
+    if encoder is None and prefix_rows(checkpoint.config):
+        encoder = prefix.read_from(_base(checkpoint))
+    return loaded if encoder is None else prefix.attach(loaded, encoder)
 
 
 def family_of(path: str | Path) -> str:
@@ -200,22 +197,21 @@ def adapted_config(path: Path, adapter: Path) -> dict[str, Any]:
 def _opened(path: Path, adapter: str | Path | None) -> tuple[Checkpoint, BaseModel]:
     """A checkpoint, and its model without weights."""
     checkpoint = open_checkpoint(path)
-    return (checkpoint, _empty(checkpoint.config)) if adapter is None else _adapted(checkpoint, Path(adapter))
+    prefix.refuse_alone(checkpoint)
+    return (checkpoint, empty_model(checkpoint.config)) if adapter is None else _adapted(checkpoint, Path(adapter))
 
 
 def _adapted(base: Checkpoint, folder: Path) -> tuple[AdaptedCheckpoint, BaseModel]:
     """A base with an adapter that belongs to it, and its model without weights."""
     adapter = open_adapter(folder)
     config = adapter.config(base.config)
-    model = _empty(config)
+    model = empty_model(config)
     adapter.check(model)
     return AdaptedCheckpoint(base, adapter, config, model), model
 
 
-def _empty(config: dict[str, Any]) -> BaseModel:
-    module = resolve(config).module()
-    with torch.device("meta"):
-        return module.Model(module.ModelArgs.from_dict(config))
+def _base(checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint.base if isinstance(checkpoint, AdaptedCheckpoint) else checkpoint
 
 
 def _kept_or_made(
@@ -264,10 +260,16 @@ def _weights(
         if placed is None:
             continue
         name, weight = placed
-        _check(name, weight, expected, checkpoint)
+        refuse_misplaced(name, weight, expected, checkpoint)
+        _refuse_damaged(name, weight, checkpoint)
         # A row for each token: the embedding, or the head.
         yield name, stored(weight, _vocabulary_bits(weight, bits, checkpoint) if weight.shape[0] in tokens else bits)
         missing.discard(name)
+    refuse_missing(missing, checkpoint)
+
+
+def refuse_missing(missing: Collection[str], checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where tensors are missing."""
     if missing:
         shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(f"{len(missing)} tensors are missing in {checkpoint.path}: {shown}; download it again.")
@@ -279,7 +281,8 @@ def _vocabulary_bits(weight: Weight, bits: int, checkpoint: Checkpoint) -> int:
     return max(bits, 16 if left_whole else 8)
 
 
-def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
+def refuse_misplaced(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a weight that the model has no place for, or not one of its shape or kind."""
     if name not in expected:
         raise CheckpointError(f"{checkpoint.path} holds {name}, which its config.json has no place for.")
     if weight.shape != expected[name]:
@@ -289,6 +292,9 @@ def _check(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoin
         raise CheckpointError(
             f"{name} in {checkpoint.path} is of {weight.dtype}, where floats belong; get it as floats."
         )
+
+
+def _refuse_damaged(name: str, weight: Weight, checkpoint: Checkpoint) -> None:
     # Not isfinite of every weight, which takes longer than quantizing them; what is not a number wins in both ends.
     if isinstance(weight, torch.Tensor) and not torch.stack(weight.aminmax()).isfinite().all():
         raise CheckpointError(f"{name} in {checkpoint.path} holds values that are not numbers; download it again.")

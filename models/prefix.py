@@ -9,7 +9,7 @@ the published code of ChatGLM-6B and ChatGLM2-6B.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .base import PREFIX_ENCODER, CheckpointError
 from .cache import Prefix
-from .formats import Checkpoint, glance, open_checkpoint
+from .formats import Checkpoint, StoredCheckpoint, Weight, glance, open_checkpoint
 
 if TYPE_CHECKING:
     from .loader import LoadedModel
@@ -57,33 +57,62 @@ def read(path: Path) -> Encoder:
 
 def read_from(checkpoint: Checkpoint) -> Encoder:
     """The encoder that a checkpoint holds, alone or beside a model. Raises CheckpointError."""
-    tensors = {
+    return _encoder(checkpoint, checkpoint.tensors())
+
+
+def outline(checkpoint: StoredCheckpoint) -> Encoder:
+    """The same without the numbers, on the meta device. Raises CheckpointError."""
+    return _encoder(checkpoint, checkpoint.outline())
+
+
+def _encoder(checkpoint: Checkpoint, tensors: Iterable[tuple[str, Weight]]) -> Encoder:
+    own = {
         name.removeprefix(PREFIX_ENCODER): weight
-        for name, weight in checkpoint.tensors()
+        for name, weight in tensors
         if name.startswith(PREFIX_ENCODER) and isinstance(weight, torch.Tensor)
     }
-    return Encoder(checkpoint.path, checkpoint.config, tensors)
+    return Encoder(checkpoint.path, checkpoint.config, own)
 
 
-def refuse_alone(checkpoint: Checkpoint) -> None:
+def refuse_alone(checkpoint: StoredCheckpoint) -> None:
     """Raises CheckpointError for a prefix that has no model with it."""
-    if prefix_rows(checkpoint.config) and all(name.startswith(PREFIX_ENCODER) for name, _ in checkpoint.tensors()):
+    if is_alone(checkpoint):
         raise CheckpointError(
             f"{checkpoint.path} holds a P-tuning prefix and no model; load the ChatGLM that it was trained on, with "
             "this folder as the adapter."
         )
 
 
-def attach(loaded: LoadedModel, encoder: Encoder) -> LoadedModel:
-    """The same model with a prefix. Raises CheckpointError for one that was made for another model."""
+def is_alone(checkpoint: StoredCheckpoint) -> bool:
+    """Whether a checkpoint is a prefix that has no model with it."""
+    names = (name for name, _ in checkpoint.outline())
+    return prefix_rows(checkpoint.config) > 0 and all(name.startswith(PREFIX_ENCODER) for name in names)
+
+
+def refuse_unfit(loaded: LoadedModel, encoder: Encoder) -> None:
+    """Raises CheckpointError for a prefix that was made for another model."""
     if loaded.family != "chatglm":
         name = loaded.checkpoint.path.name
         raise CheckpointError(f"The P-tuning prefix in {encoder.path} is for a ChatGLM, and {name} is none.")
-    shape, rows = loaded.model.args.cache_shape, encoder.config["pre_seq_len"]
-    for name, expected in _shapes(loaded, rows, bool(encoder.config.get("prefix_projection"))).items():
-        _check(encoder, name, expected)
+    for name, shape in _shapes(loaded, encoder.config).items():
+        tensor = encoder.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{PREFIX_ENCODER}{name} is missing in {encoder.path}; download it again.")
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{PREFIX_ENCODER}{name} in {encoder.path} has the shape {list(tensor.shape)} instead of "
+                f"{list(shape)}; the prefix was trained on another model."
+            )
+
+
+def attach(loaded: LoadedModel, encoder: Encoder) -> LoadedModel:
+    """The same model with a prefix. Raises CheckpointError for one that does not fit, or is damaged."""
+    refuse_unfit(loaded, encoder)
+    shape, numbers = loaded.model.args.cache_shape, _encode(encoder.tensors)
+    if not torch.stack(numbers.aminmax()).isfinite().all():
+        raise CheckpointError(f"The P-tuning prefix in {encoder.path} holds values that are not numbers.")
     # [rows, numbers] -> [layers, 2, 1, kv_heads, rows, head_dim]; a layer's keys come before its values.
-    parts = _encode(encoder.tensors).view(rows, shape.layers, 2, 1, shape.kv_heads, shape.head_dim)
+    parts = numbers.unflatten(1, (shape.layers, 2, 1, shape.kv_heads, shape.head_dim))
     keys, values = parts.permute(1, 2, 3, 4, 0, 5).to(loaded.device, loaded.cache_dtype).unbind(1)
     return dataclasses.replace(loaded, prefix=Prefix(keys, values))
 
@@ -92,11 +121,11 @@ def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _shapes(loaded: LoadedModel, rows: int, projected: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors that make a prefix of so many rows for a model."""
-    shape, hidden = loaded.model.args.cache_shape, loaded.model.args.hidden_size
+def _shapes(loaded: LoadedModel, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors that make the prefix of a config for a model."""
+    rows, shape, hidden = prefix_rows(config), loaded.model.args.cache_shape, loaded.model.args.hidden_size
     numbers = shape.layers * 2 * shape.kv_heads * shape.head_dim
-    if not projected:
+    if not config.get("prefix_projection"):
         return {"embedding.weight": (rows, numbers)}
     width = hidden if loaded.architecture == "chatglm" else numbers  # ChatGLM2 and later embed as wide as the result
     return {
@@ -106,19 +135,6 @@ def _shapes(loaded: LoadedModel, rows: int, projected: bool) -> dict[str, tuple[
         "trans.2.weight": (numbers, hidden),
         "trans.2.bias": (numbers,),
     }
-
-
-def _check(encoder: Encoder, name: str, expected: tuple[int, ...]) -> None:
-    tensor = encoder.tensors.get(name)
-    if tensor is None:
-        raise CheckpointError(f"{PREFIX_ENCODER}{name} is missing in {encoder.path}; download it again.")
-    if tensor.shape != expected:
-        raise CheckpointError(
-            f"{PREFIX_ENCODER}{name} in {encoder.path} has the shape {list(tensor.shape)} instead of "
-            f"{list(expected)}; the prefix was trained on another model."
-        )
-    if not torch.stack(tensor.aminmax()).isfinite().all():
-        raise CheckpointError(f"{PREFIX_ENCODER}{name} in {encoder.path} holds values that are not numbers.")
 
 
 def _encode(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from .base import CheckpointError
+import torch
+
+from .base import BaseModel, CheckpointError
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,10 @@ def resolve(config: Mapping[str, Any]) -> Architecture:
     seen = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
     supported = ", ".join(architecture.name for architecture in ARCHITECTURES)
     raise CheckpointError(f"This architecture can't be run here: {seen}; supported are {supported}.")
+
+
+def empty_model(config: Mapping[str, Any]) -> BaseModel:
+    """The model of a config.json without its weights, on the meta device. Raises CheckpointError."""
+    module = resolve(config).module()
+    with torch.device("meta"):
+        return module.Model(module.ModelArgs.from_dict(config))

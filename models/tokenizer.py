@@ -6,7 +6,7 @@ What every tokenizer promises is here; models/tokenizers/ reads the files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from .tokenizers.base import Place
 from .tokenizers.bpe import FastTokenizer, byte_level_tokenizer
@@ -29,6 +29,7 @@ MOST_PENDING = 8
 
 
 class Tokenizer(Protocol):
+    kind: ClassVar[str]  #: how it cuts text, as the field calls it
     controls: Mapping[str, int]  #: control tokens by name
     prefix_ids: Sequence[int]  #: what every sequence starts with, such as <s>
     suffix_ids: Sequence[int]  #: what every prompt ends with: ChatGLM-6B's [gMASK] and <sop>

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base import CheckpointError
 from .adapters import AdaptedCheckpoint, Adapter, is_adapter, open_adapter
-from .base import Checkpoint, Weight
+from .base import Checkpoint, StoredCheckpoint, Weight
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
 from .meta import MetaCheckpoint
@@ -16,6 +16,7 @@ __all__ = [
     "AdaptedCheckpoint",
     "Adapter",
     "Checkpoint",
+    "StoredCheckpoint",
     "Weight",
     "glance",
     "is_adapter",
@@ -26,9 +27,14 @@ __all__ = [
 FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint, MetaCheckpoint)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> StoredCheckpoint:
     """Opens a checkpoint of any form; raises CheckpointError for a path that holds none."""
     return _form(path)(path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is of a form that can be opened; what is in it may be damaged."""
+    return any(form.recognises(path) for form in FORMS)
 
 
 def glance(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -36,6 +36,15 @@ class Checkpoint(Protocol):
 
     def chat_hints(self) -> ChatHints:
         """What its files say about how it wants to be talked to."""
+
+
+class StoredCheckpoint(Checkpoint, Protocol):
+    """What can be asked of a checkpoint on disk besides."""
+
+    form: ClassVar[str]  #: what users call it
+
+    def outline(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same names as `tensors` with the shapes, on the meta device: only headers are read."""
 
 
 def floats(weight: Weight) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..base import CheckpointError
 from ..prompts import ChatHints
@@ -26,6 +28,8 @@ WORTH_INT8, WORTH_FP16 = 4.3, 12.0
 
 class GGUFCheckpoint:
     """A file, one of several that make a model, or the folder of either."""
+
+    form = "GGUF file"
 
     def __init__(self, path: Path) -> None:
         files = open_files(find_model(path))
@@ -70,6 +74,15 @@ class GGUFCheckpoint:
         return self._metadata.value(key, default)
 
     def tensors(self) -> Iterator[tuple[str, Weight]]:
+        for name, block, parts in self._named():
+            yield name, join([self._ordered(block, part) for part in parts])
+
+    def outline(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, block, parts in self._named():
+            yield name, torch.cat([torch.empty(self._find(block + part).shape, device="meta") for part in parts])
+
+    def _named(self) -> Iterator[tuple[str, str, Sequence[str]]]:
+        """The name of each tensor in the Hugging Face form, its block in the file, and what there makes it."""
         layout = self._layout
         followers = {part for parts in layout.joined.values() for part in parts[1:]}
         for name in self._tensors:
@@ -78,7 +91,7 @@ class GGUFCheckpoint:
                 continue
             pattern = layout.names.get(rest)
             ours = name if pattern is None else pattern.format(block.removeprefix("blk.").removesuffix("."))
-            yield ours, join([self._ordered(block, part) for part in layout.joined.get(rest, (rest,))])
+            yield ours, block, layout.joined.get(rest, (rest,))
 
     def _ordered(self, block: str, rest: str) -> Weight:
         weight = self.read(block + rest)
@@ -94,9 +107,12 @@ class GGUFCheckpoint:
 
     def read(self, name: str) -> Weight:
         """One tensor by its name in the file, its rows in the file's order."""
+        return read(self._find(name))
+
+    def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path} lacks {name}; download it again.")
-        return read(self._tensors[name])
+        return self._tensors[name]
 
     @property
     def quantized(self) -> int:

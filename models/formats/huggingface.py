@@ -16,9 +16,9 @@ from ..prompts import ChatHints
 from ..quantize import Quants
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.reading import read_settings
-from .parts import foreign, join
-from .pickles import read_pickled
-from .shards import read_shard
+from .parts import foreign, join, outline
+from .pickles import outline_pickled, read_pickled
+from .shards import outline_shard, read_shard
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 #: The first converter of LLaMA wrote these defaults of the config's class into it; the tokenizer's ids are others.
@@ -33,6 +33,7 @@ class Kind:
     whole: str
     pattern: str
     read: Callable[[Path], Iterator[tuple[str, torch.Tensor]]]
+    outline: Callable[[Path], Iterator[tuple[str, torch.Tensor]]]
 
     @property
     def index(self) -> str:
@@ -41,13 +42,15 @@ class Kind:
 
 #: The better one first.
 KINDS = (
-    Kind("model.safetensors", "*.safetensors", read_shard),
-    Kind("pytorch_model.bin", "pytorch_model*.bin", read_pickled),
+    Kind("model.safetensors", "*.safetensors", read_shard, outline_shard),
+    Kind("pytorch_model.bin", "pytorch_model*.bin", read_pickled, outline_pickled),
 )
 NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class HuggingFaceCheckpoint:
+    form = "Hugging Face folder"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.origin = str(path.resolve())
@@ -76,6 +79,11 @@ class HuggingFaceCheckpoint:
         kind, shards = self._weights()
         tensors = (pair for shard in shards for pair in kind.read(shard))
         return join(tensors, self.config.get("quantization_bit"), self.path)
+
+    def outline(self) -> Iterator[tuple[str, torch.Tensor]]:
+        kind, shards = self._weights()
+        tensors = (pair for shard in shards for pair in kind.outline(shard))
+        return outline(tensors, self.config.get("quantization_bit"), self.path)
 
     def nbytes(self) -> int:
         return sum(shard.stat().st_size for shard in self._weights()[1])

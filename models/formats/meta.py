@@ -48,6 +48,7 @@ TOKENIZER = "tokenizer.model"
 IGNORED = "rope.freqs"  #: computed here
 
 Params = Mapping[str, Any]
+Read = Callable[[PickledFile, str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ SMALL_DIM, SMALL_FACTOR, FACTOR = 3072, 32.0, 8.0
 
 
 class MetaCheckpoint:
+    form = "folder in Meta's form"
     quantized = 0
     precision = 16
 
@@ -100,10 +102,16 @@ class MetaCheckpoint:
         return {"model_type": "llama"}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._tensors(PickledFile.read)
+
+    def outline(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._tensors(PickledFile.outline)
+
+    def _tensors(self, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
         shards = [self._first, *map(PickledFile, self._files[1:])]
         for name in self._first:
             if name != IGNORED:
-                yield self._whole(name, shards)
+                yield self._whole(name, shards, read)
 
     def nbytes(self) -> int:
         return sum(file.stat().st_size for file in self._files)
@@ -165,23 +173,23 @@ class MetaCheckpoint:
             "eos_token_id": generation.eos_ids,
         }
 
-    def _whole(self, name: str, shards: list[PickledFile]) -> tuple[str, torch.Tensor]:
+    def _whole(self, name: str, shards: list[PickledFile], read: Read) -> tuple[str, torch.Tensor]:
         """The name in the Hugging Face form, and the tensor put together from all shards."""
         match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         number, rest = match.groups() if match else ("", name)
         if rest not in NAMES:
-            return name, self._first.read(name)
+            return name, read(self._first, name)
         pattern, dim = NAMES[rest]
-        weight = self._joined(name, dim, shards)
+        weight = self._joined(name, dim, shards, read)
         heads = {"wq": "num_attention_heads", "wk": "num_key_value_heads"}.get(rest.split(".")[-2])
         if heads is not None and weight.shape[0] % (2 * self.config[heads]) == 0:
             weight = weight[halves_from_pairs(self.config[heads], weight.shape[0])]
         return pattern.format(number), weight
 
-    def _joined(self, name: str, dim: int | None, shards: list[PickledFile]) -> torch.Tensor:
+    def _joined(self, name: str, dim: int | None, shards: list[PickledFile], read: Read) -> torch.Tensor:
         if dim is None or len(shards) == 1:
-            return self._first.read(name)
-        parts = [shard.read(name) for shard in shards]
+            return read(self._first, name)
+        parts = [read(shard, name) for shard in shards]
         for part, shard in zip(parts, shards, strict=True):
             if part.ndim != 2 or part.shape != parts[0].shape:
                 raise CheckpointError(f"{name} in {shard.path} has the shape {list(part.shape)}, unlike other shards.")

@@ -6,8 +6,9 @@ weight = integer * scale. Source: quantization.py of the published repositories.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,19 @@ def join(
 
     Raises CheckpointError for a matrix of which a part is missing, and for one that others quantized.
     """
+    return _join(tensors, bits, path, _quants)
+
+
+def outline(
+    tensors: Iterable[tuple[str, torch.Tensor]], bits: int | None, path: Path
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same of tensors on the meta device."""
+    return _join(tensors, bits, path, _whole)
+
+
+def _join(
+    tensors: Iterable[tuple[str, torch.Tensor]], bits: int | None, path: Path, together: Callable[..., Any]
+) -> Iterator[tuple[str, Any]]:
     waiting: dict[str, dict[bool, torch.Tensor]] = {}
     for name, tensor in tensors:
         for ending, method in FOREIGN.items():
@@ -47,7 +61,8 @@ def join(
         parts[is_scale] = tensor
         if len(parts) == 2:
             del waiting[whole]
-            yield whole, _quants(whole, parts[False], parts[True], bits, path)
+            _check(whole, parts[False], parts[True], bits, path)
+            yield whole, together(whole, parts[False], parts[True], bits, path)
     for name, parts in waiting.items():
         lacks = name if True in parts else name + SCALE
         raise CheckpointError(f"{lacks} is missing in {path}, though the other part is there; download it again.")
@@ -59,7 +74,7 @@ def foreign(path: Path, method: str) -> CheckpointError:
     return CheckpointError(f"{path} is quantized by {method}, which can't be read here; {instead}.")
 
 
-def _quants(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int | None, path: Path) -> Quants:
+def _check(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int | None, path: Path) -> None:
     if bits not in UNPACK:
         raise CheckpointError(
             f"{path} holds {name} as integers, but its config.json has no quantization_bit of 8 or 4."
@@ -67,6 +82,14 @@ def _quants(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int |
     if integers.ndim != 2 or scales.shape != integers.shape[:1]:
         shapes = f"{list(scales.shape)} for a matrix of {list(integers.shape)}"
         raise CheckpointError(f"{name}{SCALE} in {path} has the shape {shapes}; download it again.")
+
+
+def _whole(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int, path: Path) -> torch.Tensor:
+    rows, columns = integers.shape
+    return torch.empty(rows, columns * 8 // bits, device="meta")
+
+
+def _quants(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int, path: Path) -> Quants:
     lowest = -8 * scales.half()  # exact, a power of two, unless it is beyond what half precision can hold
     if not (scales.is_floating_point() and lowest.isfinite().all()):
         raise CheckpointError(f"{name}{SCALE} in {path} holds values that are no scales; download it again.")

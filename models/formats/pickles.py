@@ -58,6 +58,10 @@ class PickledFile:
             raise _damaged(self.path)
         return (self._map(tensor) if tensor.is_meta else tensor).contiguous()
 
+    def outline(self, name: str) -> torch.Tensor:
+        """A tensor without its numbers, on the meta device."""
+        return self._found(name).to("meta")
+
     def _found(self, name: str) -> torch.Tensor:
         if name not in self._tensors:
             raise CheckpointError(f"{name} is missing in {self.path}; download it again.")
@@ -78,6 +82,13 @@ def read_pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     file = PickledFile(path)
     for name in file:
         yield name, file.read(name)
+
+
+def outline_pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same without the numbers, on the meta device. Raises CheckpointError."""
+    file = PickledFile(path)
+    for name in file:
+        yield name, file.outline(name)
 
 
 def _load(path: Path) -> Any:

@@ -61,6 +61,12 @@ def open_shard(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
     return {name: partial(_map, path, entry) for name, entry in _entries(path).items()}
 
 
+def outline_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same without the numbers, on the meta device. Raises CheckpointError."""
+    for name, entry in _entries(path).items():
+        yield name, torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+
+
 def _map(path: Path, entry: Entry) -> torch.Tensor:
     return map_numbers(path, entry.dtype, entry.start, entry.count).view(entry.shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 #: Names of control tokens that sentencepiece models hold as ordinary or user-defined pieces. Baichuan marks turns with
 #: <reserved_N>, Chinese-Alpaca pads with [PAD]; Baichuan's <h2> and ChatGLM-6B's <n> and <|blank_4|> are text.
@@ -19,6 +19,7 @@ Place = Literal["start", "control", "text"]
 class TextTokenizer:
     """Encodes text through `_encode` of a subclass and takes control tokens out where the vocabulary lets them in."""
 
+    kind: ClassVar[str]
     suffix_ids: Sequence[int] = ()
 
     def __init__(self, controls: Mapping[str, int], prefix_ids: Sequence[int], eos_id: int | None) -> None:

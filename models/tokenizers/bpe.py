@@ -24,6 +24,8 @@ WORD_STARTS = ("▁", "Ġ")
 class FastTokenizer(TextTokenizer):
     """A tokenizer.json, or one made in its terms; its post-processor says what sequences start with."""
 
+    kind = "BPE"
+
     def __init__(self, inner: tokenizers.Tokenizer, eos_id: int | None = None) -> None:
         inner.no_truncation()
         inner.no_padding()

@@ -20,6 +20,8 @@ class PieceTokenizer(TextTokenizer):
     gets the "▁" that only the first text of a sequence should get.
     """
 
+    kind = "SentencePiece"
+
     def __init__(
         self,
         proto: bytes,

@@ -1,0 +1,194 @@
+"""What a path is, from headers alone: quick for 100 GB, and nothing of the weights is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from . import prefix
+from .base import PREFIX_ENCODER, BaseModel, CheckpointError
+from .footprint import footprint
+from .formats import Checkpoint, is_checkpoint, open_checkpoint
+from .formats.huggingface import read_json
+from .loader import LoadedModel, empty_model, refuse_misplaced, refuse_missing
+from .registry import resolve
+
+Result = TypeVar("Result")
+
+ADAPTER = "adapter_config.json"
+#: What files are whose suffix nothing here reads beside a checkpoint.
+UNREAD = {
+    ".py": "code",
+    ".safetensors": "weights",
+    ".bin": "weights",
+    ".pt": "weights",
+    ".pth": "weights",
+    ".h5": "weights",
+    ".msgpack": "weights",
+    ".onnx": "weights",
+    ".gguf": "weights",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a path is. It can be loaded where `problems`, sentences for the user, is empty.
+
+    `kind` is "checkpoint"; "prefix" (of P-tuning), "adapter", "collection" or "part", which are none; or "unknown".
+    What can't be told is None.
+    """
+
+    path: Path
+    kind: str
+    problems: tuple[str, ...] = ()
+    inside: tuple[Path, ...] = ()  #: the checkpoints to be had in place of a path that is none
+    form: str | None = None
+    family: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    context: int | None = None  #: the model's own window in tokens
+    nbytes: int | None = None  #: of the files of the weights
+    tokenizer: str | None = None
+    vocabulary: int | None = None
+    chat_format: str | None = None
+    prefix_rows: int = 0
+    leftovers: tuple[str, ...] = ()  #: tensors that will be ignored
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: files that will be, by what they are
+
+    @property
+    def loads(self) -> bool:
+        return not self.problems
+
+
+def inspect(path: str | Path) -> Report:
+    """Says what a path is, and what it lacks. Raises nothing: what can't be read is one of the problems."""
+    path = Path(path)
+    try:
+        others = () if is_checkpoint(path) else OTHERS
+        return next(filter(None, (recognise(path) for recognise in others)), None) or _describe(open_checkpoint(path))
+    except CheckpointError as error:
+        return Report(path, "unknown", (str(error),))
+    except OSError as error:
+        return Report(path, "unknown", (f"{path} can't be read ({error.strerror or error}).",))
+
+
+def _describe(checkpoint: Checkpoint) -> Report:
+    path, form, problems = checkpoint.path, checkpoint.form, _Problems()
+    if problems.ask(lambda: prefix.is_alone(checkpoint)):
+        problems.ask(lambda: prefix.refuse_alone(checkpoint))
+        return Report(path, "prefix", problems.said, form=form, prefix_rows=prefix.prefix_rows(checkpoint.config))
+    needs = problems.ask(lambda: footprint(checkpoint.config))
+    if needs is None:
+        return Report(path, "checkpoint", problems.said, form=form)
+    architecture = resolve(checkpoint.config)
+    model = empty_model(architecture, checkpoint.config)
+    loaded = LoadedModel(model, architecture, checkpoint, "fp16", torch.device("meta"), needs.context)
+    leftovers = problems.ask(lambda: _match(model, checkpoint))
+    files = problems.ask(checkpoint.files)
+    tokenizer = problems.ask(lambda: loaded.tokenizer)
+    chat = tokenizer and problems.ask(lambda: loaded.chat_format)
+    if needs.prefix:
+        problems.ask(lambda: prefix.refuse_unfit(loaded, prefix.outline(checkpoint)))
+    return Report(
+        path,
+        "checkpoint",
+        problems.said,
+        form=form,
+        family=loaded.family,
+        architecture=loaded.architecture,
+        parameters=needs.parameters,
+        context=needs.context,
+        nbytes=problems.ask(checkpoint.nbytes),
+        tokenizer=tokenizer and tokenizer.kind,
+        vocabulary=tokenizer and len(tokenizer),
+        chat_format=chat and chat.title,
+        prefix_rows=needs.prefix,
+        leftovers=leftovers or (),
+        unread=_unread(path, files or []),
+    )
+
+
+class _Problems:
+    """Collects the sentences of what fails, so that one does not hide the others."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, None] = {}
+
+    def ask(self, part: Callable[[], Result]) -> Result | None:
+        try:
+            return part()
+        except CheckpointError as error:
+            self._said[str(error)] = None
+            return None
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return tuple(self._said)
+
+
+def _match(model: BaseModel, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Holds the names and shapes of a checkpoint's tensors against the model's; returns what will be ignored."""
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing, leftovers = set(expected), []
+    has_prefix = prefix.prefix_rows(checkpoint.config) > 0
+    for name, tensor in checkpoint.outline():
+        if has_prefix and name.startswith(PREFIX_ENCODER):
+            continue
+        if model.is_leftover(name):
+            leftovers.append(name)
+        elif (placed := model.sanitize(name, tensor)) is not None:
+            refuse_misplaced(*placed, expected, checkpoint)
+            missing.discard(placed[0])
+    refuse_missing(missing, checkpoint)
+    return tuple(leftovers)
+
+
+def _unread(path: Path, used: list[Path]) -> dict[str, tuple[str, ...]]:
+    """The files beside a folder's weights that nothing will read, by what they are."""
+    if not path.is_dir():
+        return {}
+    names = {file.name for file in used}
+    found = sorted(file for file in path.iterdir() if file.suffix in UNREAD and file.name not in names)
+    kinds = dict.fromkeys(UNREAD[file.suffix] for file in found)
+    return {kind: tuple(file.name for file in found if UNREAD[file.suffix] == kind) for kind in kinds}
+
+
+# What is no checkpoint, though it has to do with one.
+
+
+def _adapter(path: Path) -> Report | None:
+    if not (path / ADAPTER).is_file():
+        return None
+    about = read_json(path / ADAPTER)
+    kind, base = about.get("peft_type", "LoRA"), about.get("base_model_name_or_path") or "a model that it doesn't name"
+    sentence = f"{path} holds a {kind} adapter of {base} and no model; load that one, with this folder as the adapter."
+    return Report(path, "adapter", (sentence,))
+
+
+def _collection(path: Path) -> Report | None:
+    if not path.is_dir() or not (inside := tuple(_checkpoints_in(path))):
+        return None
+    count = "a checkpoint" if len(inside) == 1 else f"{len(inside)} checkpoints"
+    return Report(path, "collection", (f"{path} is no checkpoint itself; give one of what is in it: {count}.",), inside)
+
+
+def _checkpoints_in(folder: Path) -> Iterator[Path]:
+    """The checkpoints one or two levels down, as far as in the folder of a download."""
+    for path in sorted(folder.iterdir()):
+        if is_checkpoint(path):
+            yield path
+        elif path.is_dir():
+            yield from filter(is_checkpoint, sorted(path.iterdir()))
+
+
+def _part(path: Path) -> Report | None:
+    if not path.is_file() or path.suffix not in UNREAD or not is_checkpoint(path.parent):
+        return None
+    return Report(path, "part", (f"{path} is only a part of a checkpoint; give its folder.",), (path.parent,))
+
+
+OTHERS: tuple[Callable[[Path], Report | None], ...] = (_adapter, _collection, _part)

@@ -1,0 +1,315 @@
+"""`python app.py --inspect PATH`: what a path is, and what it lacks, in agreement with what loading it says."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from chatapp import inspection
+from chatapp.settings import SettingsError, parse
+from models import CheckpointError, registry
+from models.loader import empty_model
+from tests import tiny
+from tests.configs import CHECKPOINTS
+from tests.tiny import BLOOM, CHATGLM2, LLAMA
+
+CODE = Path(__file__).parent.parent
+WEIGHTS = "model.safetensors"
+
+
+def folder(path: Path, config: dict = LLAMA) -> Path:
+    tiny.save_folder(path, config, tiny.byte_level_tokenizer())
+    return path
+
+
+def gguf(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny.write_gguf(path, tiny.build(LLAMA), LLAMA, tokenizer=tiny.byte_level_tokenizer())
+    return path
+
+
+def change(path: Path, **tensors: torch.Tensor | None) -> None:
+    """Puts tensors into a folder's weights, or takes them out."""
+    changed = load_file(path / WEIGHTS) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, path / WEIGHTS)
+
+
+FORMS = {"Hugging Face folder": folder, "GGUF file": lambda path: gguf(path / "tiny.gguf")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_of_each_form(form: str, tmp_path: Path) -> None:
+    path = FORMS[form](tmp_path / "tiny")
+    report = models.inspect(path)
+    assert (report.loads, report.kind, report.path, report.form) == (True, "checkpoint", path, form)
+    loaded = models.load(path)
+    assert (report.family, report.architecture, report.context) == (loaded.family, loaded.architecture, loaded.context)
+    assert report.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert report.nbytes == loaded.checkpoint.nbytes()
+    assert (report.tokenizer, report.vocabulary) == ("BPE", 320)
+    assert report.chat_format == loaded.chat_format.title
+    assert (report.leftovers, report.unread, report.inside, report.prefix_rows) == ((), {}, (), 0)
+
+
+def test_every_form_is_tried() -> None:
+    assert FORMS.keys() == {form.form for form in models.formats.FORMS}
+
+
+def without_a_tensor(path: Path) -> None:
+    change(path, model__norm__weight=None)
+
+
+def with_a_stranger(path: Path) -> None:
+    change(path, model__extra=torch.ones(2))
+
+
+def with_another_shape(path: Path) -> None:
+    change(path, model__norm__weight=torch.ones(3))
+
+
+def without_weights(path: Path) -> None:
+    (path / WEIGHTS).unlink()
+
+
+def without_a_shard(path: Path) -> None:
+    names = dict.fromkeys(load_file(path / WEIGHTS), WEIGHTS) | {"model.norm.weight": "model-2.safetensors"}
+    (path / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def cut_off(path: Path) -> None:
+    data = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(data[:-10])
+
+
+def with_a_damaged_config(path: Path) -> None:
+    (path / "config.json").write_text("{")
+
+
+def of_another_architecture(path: Path) -> None:
+    (path / "config.json").write_text(json.dumps(LLAMA | {"model_type": "qwen2"}))
+
+
+BREAK = (
+    without_a_tensor,
+    with_a_stranger,
+    with_another_shape,
+    without_weights,
+    without_a_shard,
+    cut_off,
+    with_a_damaged_config,
+    of_another_architecture,
+)
+
+
+@pytest.mark.parametrize("damage", BREAK, ids=lambda damage: damage.__name__)
+def test_what_is_wrong_is_what_loading_says(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    damage(path)
+    with pytest.raises(CheckpointError) as caught:
+        models.load(path)
+    assert models.inspect(path).problems == (str(caught.value),)
+
+
+def test_one_problem_does_not_hide_another(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    without_a_tensor(path)
+    (path / "tokenizer.json").unlink()
+    report = models.inspect(path)
+    tensors, tokenizer = report.problems
+    assert "1 tensors are missing" in tensors and "model.norm.weight" in tensors
+    assert "tokenizer.json is missing" in tokenizer
+    assert report.parameters and report.nbytes and report.chat_format is None
+
+
+def test_what_will_be_ignored(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny", BLOOM)
+    head = load_file(path / WEIGHTS)["transformer.word_embeddings.weight"].clone()
+    change(path, lm_head__weight=head)
+    for name in ("modeling_bloom.py", "pytorch_model.bin", "flax_model.msgpack", "README.md", "merges.txt"):
+        (path / name).touch()
+    report = models.inspect(path)
+    assert report.loads
+    assert report.leftovers == ("lm_head.weight",)
+    assert report.unread == {"weights": ("flax_model.msgpack", "pytorch_model.bin"), "code": ("modeling_bloom.py",)}
+
+
+def test_parts_of_a_fused_tensor_are_no_leftovers(tmp_path: Path) -> None:
+    """Where transformers splits what the published ChatGLM2 fuses."""
+    config = CHATGLM2 | {"num_key_value_heads": 2, "model_type": "glm", "architectures": ["GlmForCausalLM"]}
+    path = folder(tmp_path / "tiny", config)
+    fused, first = load_file(path / WEIGHTS), "transformer.encoder.layers.0.self_attention.query_key_value"
+    parts = {kind: fused[f"{first}.{kind}"].split([64, 16, 16]) for kind in ("weight", "bias")}
+    split = {
+        f"model.layers.0.self_attn.{part}_proj.{kind}": tensor.clone()
+        for kind, tensors in parts.items()
+        for part, tensor in zip("qkv", tensors, strict=True)
+    }
+    save_file({name: tensor for name, tensor in fused.items() if first not in name} | split, path / WEIGHTS)
+    report = models.inspect(path)
+    assert (report.problems, report.leftovers) == ((), ())
+
+
+def prefixed(path: Path, rows: int = 5) -> dict[str, torch.Tensor]:
+    """A P-tuning folder for the tiny ChatGLM2."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(CHATGLM2 | {"pre_seq_len": rows, "prefix_projection": False}))
+    tensors = {"transformer.prefix_encoder.embedding.weight": torch.ones(rows, 3 * 2 * 2 * 8)}
+    save_file(tensors, path / WEIGHTS)
+    return tensors
+
+
+def test_a_prefix_and_a_checkpoint_with_one(tmp_path: Path) -> None:
+    tensors = prefixed(tmp_path / "prefix")
+    report = models.inspect(tmp_path / "prefix")
+    assert (report.kind, report.prefix_rows, report.architecture) == ("prefix", 5, None)
+    assert "P-tuning prefix and no model" in report.problems[0] and len(report.problems) == 1
+    whole = folder(tmp_path / "whole", CHATGLM2 | {"pre_seq_len": 5})
+    assert "prefix_encoder.embedding.weight is missing" in models.inspect(whole).problems[0]
+    save_file(load_file(whole / WEIGHTS) | tensors, whole / WEIGHTS)
+    report = models.inspect(whole)
+    assert (report.problems, report.prefix_rows, report.leftovers) == ((), 5, ())
+
+
+def test_an_adapter_says_of_what(tmp_path: Path) -> None:
+    about = {"peft_type": "LORA", "base_model_name_or_path": "huggyllama/llama-7b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    report = models.inspect(tmp_path)
+    assert report.kind == "adapter"
+    assert "LORA adapter of huggyllama/llama-7b and no model" in report.problems[0]
+
+
+def test_a_folder_of_checkpoints_lists_them(tmp_path: Path) -> None:
+    wanted = {
+        folder(tmp_path / "one"),
+        folder(tmp_path / "org" / "two"),
+        gguf(tmp_path / "quantized" / "a.gguf"),
+        gguf(tmp_path / "quantized" / "b.gguf"),
+    }
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    report = models.inspect(tmp_path)
+    assert (report.kind, set(report.inside)) == ("collection", wanted)
+    assert "4 checkpoints" in report.problems[0]
+    assert len(models.inspect(tmp_path / "quantized").inside) == 2
+
+
+def test_a_part_names_the_whole(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    report = models.inspect(path / WEIGHTS)
+    assert (report.kind, report.inside) == ("part", (path,))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("paper.pdf", "neither a folder nor a .gguf file"),
+        ("empty", "a folder without config.json"),
+        ("nowhere", "does not exist"),
+        ("fake.gguf", "not a GGUF file"),
+    ],
+)
+def test_what_is_nothing_of_this(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "fake.gguf").write_bytes(b"%PDF-1.4")
+    report = models.inspect(tmp_path / name)
+    assert (report.kind, report.loads, report.architecture) == ("unknown", False, None)
+    assert said in report.problems[0] and len(report.problems) == 1
+
+
+def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """131 GB of LLaMA-65B, none of which is on the disk: a file with a hole behind its header."""
+    config = CHECKPOINTS["huggyllama/llama-65b"].config
+    header, end = {}, 0
+    for name, parameter in empty_model(registry.resolve(config), config).named_parameters():
+        start, end = end, end + 2 * parameter.numel()
+        header[name] = {"dtype": "F16", "shape": list(parameter.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny.byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    monkeypatch.setattr(np, "memmap", None)
+    report = models.inspect(tmp_path)
+    assert report.problems == ()
+    assert report.nbytes > 130e9 and report.parameters == CHECKPOINTS["huggyllama/llama-65b"].parameters
+
+
+# What is printed
+
+
+def answer(path: Path, *arguments: str) -> tuple[str, bool]:
+    return inspection.inspect(parse(["--inspect", str(path), "--assume", "cuda:6GB", *arguments], {}))
+
+
+def test_text_for_people(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    for number in range(6):
+        (path / f"code{number}.py").touch()
+    text, loads = answer(path)
+    lines = text.splitlines()
+    assert loads and lines[0] == f"{path} can be loaded."
+    facts = {line[:12].strip(): line[13:] for line in lines[2:10]}
+    assert facts["model"] == "LLaMA (llama), a Hugging Face folder"
+    assert facts["window"] == "256 tokens"
+    assert facts["tokenizer"] == "BPE, 320 tokens"
+    assert facts["ignored"] == "code0.py, code1.py, code2.py, code3.py and 2 more (code, which is never run)"
+    assert "cuda:0: assumed 6 GB, 6.0 of 6.0 GiB free" in lines
+    tiers = [line.split()[0] for line in lines if " cuda:0 " in line]
+    assert tiers == ["fp16", "int8", "int4"]
+    assert lines[-1].startswith("FP16 with its whole window of 256 tokens")
+
+
+def test_a_tier_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    (path / "config.json").write_text(json.dumps(CHECKPOINTS["huggyllama/llama-7b"].config))
+    text, loads = answer(path)
+    assert not loads and f"{path} can't be loaded." in text
+    fp16, int4 = (next(line for line in text.splitlines() if line.startswith(tier)) for tier in ("fp16", "int4"))
+    assert "needs" in fp16 and int4.split()[1:3] == ["2,048", "cuda:0"]
+
+
+def test_what_is_no_checkpoint_has_no_plan(tmp_path: Path) -> None:
+    inside = folder(tmp_path / "tiny")
+    text, loads = answer(tmp_path)
+    assert (text.splitlines()[2:], loads) == ([f"  {inside}"], False)
+
+
+def test_json_for_programs(tmp_path: Path) -> None:
+    path = folder(tmp_path / "tiny")
+    found = json.loads(answer(path, "--json")[0])
+    assert (found["loads"], found["path"], found["kind"], found["family"]) == (True, str(path), "checkpoint", "llama")
+    assert found["chosen"]["tier"] == "fp16"
+    assert [row["tier"] for row in found["tiers"].values()] == list(found["tiers"]) == ["fp16", "int8", "int4"]
+    assert found["machine"]["gpus"][0]["free"] == 6 * 2**30
+    nothing = json.loads(answer(tmp_path / "nowhere", "--json")[0])
+    assert (nothing["loads"], nothing["chosen"], nothing["tiers"]) == (False, None, {})
+    assert nothing.keys() == found.keys()
+
+
+def test_the_command_says_by_its_status_whether_it_loads(tmp_path: Path) -> None:
+    path, data = folder(tmp_path / "tiny"), tmp_path / "data"
+    for place, status in ((path, 0), (tmp_path / "nowhere", 1)):
+        command = [sys.executable, "app.py", "--inspect", str(place), "--data", str(data)]
+        finished = subprocess.run(command, cwd=CODE, capture_output=True, encoding="utf-8", timeout=120)
+        assert (finished.returncode, finished.stderr) == (status, "")
+        assert str(place) in finished.stdout
+    assert not data.exists()
+
+
+def test_inspecting_is_not_planning() -> None:
+    with pytest.raises(SettingsError, match="choose one"):
+        parse(["--plan", "--inspect", "x"], {})
+    with pytest.raises(SettingsError, match="--table"):
+        parse(["--inspect", "x", "--table"], {})

@@ -102,7 +102,9 @@ class ScriptedModel(BaseModel):
             self.prompts.append(text)
         return [*self._reply(text).encode(), IM_END][len(written)]
 
-    def new_cache(self, length: int, dtype: torch.dtype, device: str | torch.device) -> RecordingCache:
+    def new_cache(
+        self, length: int, dtype: torch.dtype, device: str | torch.device, prefix: object = None
+    ) -> RecordingCache:
         return RecordingCache(length)
 
 

@@ -12,14 +12,13 @@ import torch
 from . import prefix
 from .base import PREFIX_ENCODER, BaseModel, CheckpointError
 from .footprint import footprint
-from .formats import Checkpoint, is_checkpoint, open_checkpoint
-from .formats.huggingface import read_json
-from .loader import LoadedModel, empty_model, refuse_misplaced, refuse_missing
-from .registry import resolve
+from .formats import StoredCheckpoint, is_adapter, is_checkpoint, open_adapter, open_checkpoint
+from .formats.gguf_parts import SUFFIX, models_among
+from .loader import LoadedModel, refuse_misplaced, refuse_missing
+from .registry import empty_model, resolve
 
 Result = TypeVar("Result")
 
-ADAPTER = "adapter_config.json"
 #: What files are whose suffix nothing here reads beside a checkpoint.
 UNREAD = {
     ".py": "code",
@@ -68,25 +67,24 @@ def inspect(path: str | Path) -> Report:
     """Says what a path is, and what it lacks. Raises nothing: what can't be read is one of the problems."""
     path = Path(path)
     try:
-        others = () if is_checkpoint(path) else OTHERS
-        return next(filter(None, (recognise(path) for recognise in others)), None) or _describe(open_checkpoint(path))
+        other = next(filter(None, (recognise(path) for recognise in OTHERS)), None)
+        return other or _describe(path, open_checkpoint(path))
     except CheckpointError as error:
-        return Report(path, "unknown", (str(error),))
+        return Report(path, "checkpoint" if is_checkpoint(path) else "unknown", (str(error),))
     except OSError as error:
         return Report(path, "unknown", (f"{path} can't be read ({error.strerror or error}).",))
 
 
-def _describe(checkpoint: Checkpoint) -> Report:
-    path, form, problems = checkpoint.path, checkpoint.form, _Problems()
+def _describe(path: Path, checkpoint: StoredCheckpoint) -> Report:
+    form, problems = checkpoint.form, _Problems()
     if problems.ask(lambda: prefix.is_alone(checkpoint)):
         problems.ask(lambda: prefix.refuse_alone(checkpoint))
         return Report(path, "prefix", problems.said, form=form, prefix_rows=prefix.prefix_rows(checkpoint.config))
     needs = problems.ask(lambda: footprint(checkpoint.config))
     if needs is None:
         return Report(path, "checkpoint", problems.said, form=form)
-    architecture = resolve(checkpoint.config)
-    model = empty_model(architecture, checkpoint.config)
-    loaded = LoadedModel(model, architecture, checkpoint, "fp16", torch.device("meta"), needs.context)
+    model = empty_model(checkpoint.config)
+    loaded = LoadedModel(model, resolve(checkpoint.config), checkpoint, "fp16", torch.device("meta"), needs.context)
     leftovers = problems.ask(lambda: _match(model, checkpoint))
     files = problems.ask(checkpoint.files)
     tokenizer = problems.ask(lambda: loaded.tokenizer)
@@ -122,15 +120,18 @@ class _Problems:
         try:
             return part()
         except CheckpointError as error:
-            self._said[str(error)] = None
+            self.say(str(error))
             return None
+
+    def say(self, sentence: str) -> None:
+        self._said[sentence] = None
 
     @property
     def said(self) -> tuple[str, ...]:
         return tuple(self._said)
 
 
-def _match(model: BaseModel, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _match(model: BaseModel, checkpoint: StoredCheckpoint) -> tuple[str, ...]:
     """Holds the names and shapes of a checkpoint's tensors against the model's; returns what will be ignored."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, leftovers = set(expected), []
@@ -161,32 +162,36 @@ def _unread(path: Path, used: list[Path]) -> dict[str, tuple[str, ...]]:
 
 
 def _adapter(path: Path) -> Report | None:
-    if not (path / ADAPTER).is_file():
+    if not is_adapter(path):
         return None
-    about = read_json(path / ADAPTER)
-    kind, base = about.get("peft_type", "LoRA"), about.get("base_model_name_or_path") or "a model that it doesn't name"
-    sentence = f"{path} holds a {kind} adapter of {base} and no model; load that one, with this folder as the adapter."
-    return Report(path, "adapter", (sentence,))
+    problems = _Problems()
+    of = problems.ask(lambda: open_adapter(path).base) or "a model that it does not name"
+    problems.say(f"{path} changes {of} and is no model; load that one, with this folder as the adapter.")
+    return Report(path, "adapter", problems.said)
 
 
 def _collection(path: Path) -> Report | None:
-    if not path.is_dir() or not (inside := tuple(_checkpoints_in(path))):
+    if not path.is_dir() or _is_one(path) or not (inside := tuple(_checkpoints_in(path))):
         return None
-    count = "a checkpoint" if len(inside) == 1 else f"{len(inside)} checkpoints"
-    return Report(path, "collection", (f"{path} is no checkpoint itself; give one of what is in it: {count}.",), inside)
+    return Report(path, "collection", (f"{path} is no checkpoint itself; give one of those that are in it.",), inside)
 
 
-def _checkpoints_in(folder: Path) -> Iterator[Path]:
-    """The checkpoints one or two levels down, as far as in the folder of a download."""
-    for path in sorted(folder.iterdir()):
-        if is_checkpoint(path):
-            yield path
-        elif path.is_dir():
-            yield from filter(is_checkpoint, sorted(path.iterdir()))
+def _is_one(folder: Path) -> bool:
+    """Whether a folder can be opened, and not merely has GGUF files of several models in it."""
+    several = len(models_among(folder.glob(f"*{SUFFIX}"))) > 1 and not (folder / "config.json").is_file()
+    return is_checkpoint(folder) and not several
+
+
+def _checkpoints_in(folder: Path, levels: int = 2) -> Iterator[Path]:
+    """The checkpoints in a folder, and in those that it holds: as deep as a download cache has them."""
+    entries = sorted(folder.iterdir()) if levels else []
+    yield from models_among(entry for entry in entries if entry.suffix == SUFFIX and entry.is_file())
+    for inner in (entry for entry in entries if entry.is_dir()):
+        yield from [inner] if _is_one(inner) else _checkpoints_in(inner, levels - 1)
 
 
 def _part(path: Path) -> Report | None:
-    if not path.is_file() or path.suffix not in UNREAD or not is_checkpoint(path.parent):
+    if not path.is_file() or is_checkpoint(path) or path.suffix not in UNREAD or not is_checkpoint(path.parent):
         return None
     return Report(path, "part", (f"{path} is only a part of a checkpoint; give its folder.",), (path.parent,))
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 import models
 from chatapp import inspection
 from chatapp.settings import SettingsError, parse
-from models import CheckpointError, registry
-from models.loader import empty_model
-from tests import tiny
+from models import CheckpointError, formats
+from models.formats import open_checkpoint
+from models.registry import empty_model
+from tests import test_meta, test_parts, tiny
 from tests.configs import CHECKPOINTS
 from tests.tiny import BLOOM, CHATGLM2, LLAMA
 
@@ -44,25 +45,67 @@ def change(path: Path, **tensors: torch.Tensor | None) -> None:
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, path / WEIGHTS)
 
 
-FORMS = {"Hugging Face folder": folder, "GGUF file": lambda path: gguf(path / "tiny.gguf")}
+def pickled(path: Path) -> Path:
+    folder(path)
+    torch.save(load_file(path / WEIGHTS), path / "pytorch_model.bin")
+    (path / WEIGHTS).unlink()
+    return path
 
 
-@pytest.mark.parametrize("form", FORMS)
+def published_int4(path: Path) -> Path:
+    """As the ChatGLM authors wrote it."""
+    path.mkdir()
+    test_parts.save(path, CHATGLM2, 4)
+    tiny.byte_level_tokenizer().save(str(path / "tokenizer.json"))
+    return path
+
+
+def meta(path: Path) -> Path:
+    """In two shards."""
+    path.mkdir()
+    test_meta.save(path, test_meta.llama(), shards=2)
+    (path / "tokenizer.model").write_bytes(tiny.piece_model())
+    return path
+
+
+FORMS = {
+    "safetensors": (folder, "Hugging Face folder", "BPE"),
+    "bin": (pickled, "Hugging Face folder", "BPE"),
+    "int4": (published_int4, "Hugging Face folder", "BPE"),
+    "gguf": (lambda path: gguf(path / "tiny.gguf"), "GGUF file", "BPE"),
+    "gguf folder": (lambda path: gguf(path / "tiny.gguf").parent, "GGUF file", "BPE"),
+    "meta": (meta, "folder in Meta's form", "SentencePiece"),
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def test_a_checkpoint_of_each_form(form: str, tmp_path: Path) -> None:
-    path = FORMS[form](tmp_path / "tiny")
+    write, name, tokenizer = FORMS[form]
+    path = write(tmp_path / "tiny")
     report = models.inspect(path)
-    assert (report.loads, report.kind, report.path, report.form) == (True, "checkpoint", path, form)
+    assert (report.problems, report.kind, report.path, report.form) == ((), "checkpoint", path, name)
     loaded = models.load(path)
     assert (report.family, report.architecture, report.context) == (loaded.family, loaded.architecture, loaded.context)
-    assert report.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert report.parameters == models.footprint(loaded.checkpoint.config).parameters
     assert report.nbytes == loaded.checkpoint.nbytes()
-    assert (report.tokenizer, report.vocabulary) == ("BPE", 320)
+    assert (report.tokenizer, report.vocabulary) == (tokenizer, len(loaded.tokenizer))
     assert report.chat_format == loaded.chat_format.title
     assert (report.leftovers, report.unread, report.inside, report.prefix_rows) == ((), {}, (), 0)
 
 
+def test_an_outline_has_the_names_and_shapes_that_are_read(form: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(FORMS[form][0](tmp_path / "tiny"))
+    outline = {name: tensor.shape for name, tensor in checkpoint.outline()}
+    assert outline == {name: weight.shape for name, weight in checkpoint.tensors()}
+    assert all(tensor.is_meta for _, tensor in checkpoint.outline())
+
+
 def test_every_form_is_tried() -> None:
-    assert FORMS.keys() == {form.form for form in models.formats.FORMS}
+    assert {name for _, name, _ in FORMS.values()} == {form.form for form in formats.FORMS}
 
 
 def without_a_tensor(path: Path) -> None:
@@ -82,8 +125,7 @@ def without_weights(path: Path) -> None:
 
 
 def without_a_shard(path: Path) -> None:
-    names = dict.fromkeys(load_file(path / WEIGHTS), WEIGHTS) | {"model.norm.weight": "model-2.safetensors"}
-    (path / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": names}))
+    (path / WEIGHTS).rename(path / "model-00001-of-00002.safetensors")
 
 
 def cut_off(path: Path) -> None:
@@ -93,6 +135,18 @@ def cut_off(path: Path) -> None:
 
 def with_a_damaged_config(path: Path) -> None:
     (path / "config.json").write_text("{")
+
+
+def quantized_by_others(path: Path) -> None:
+    (path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": {"quant_method": "gptq"}}))
+
+
+def with_tensors_of_others(path: Path) -> None:
+    change(path, model__layers__0__self_attn__q_proj__qweight=torch.ones(4, 4, dtype=torch.int32))
+
+
+def with_integers(path: Path) -> None:
+    change(path, model__norm__weight=torch.ones(64, dtype=torch.int32))
 
 
 def of_another_architecture(path: Path) -> None:
@@ -107,6 +161,9 @@ BREAK = (
     without_a_shard,
     cut_off,
     with_a_damaged_config,
+    quantized_by_others,
+    with_tensors_of_others,
+    with_integers,
     of_another_architecture,
 )
 
@@ -184,8 +241,15 @@ def test_an_adapter_says_of_what(tmp_path: Path) -> None:
     about = {"peft_type": "LORA", "base_model_name_or_path": "huggyllama/llama-7b"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(about))
     report = models.inspect(tmp_path)
-    assert report.kind == "adapter"
-    assert "LORA adapter of huggyllama/llama-7b and no model" in report.problems[0]
+    assert (report.kind, len(report.problems)) == ("adapter", 1)
+    assert "changes huggyllama/llama-7b and is no model" in report.problems[0]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+    why, what = models.inspect(tmp_path).problems
+    assert "type IA3" in why and "a model that it does not name" in what
+
+
+def test_a_delta_is_no_model(tmp_path: Path) -> None:
+    assert models.inspect(folder(tmp_path / "vicuna-7b-delta-v1.1")).kind == "adapter"
 
 
 def test_a_folder_of_checkpoints_lists_them(tmp_path: Path) -> None:
@@ -194,12 +258,13 @@ def test_a_folder_of_checkpoints_lists_them(tmp_path: Path) -> None:
         folder(tmp_path / "org" / "two"),
         gguf(tmp_path / "quantized" / "a.gguf"),
         gguf(tmp_path / "quantized" / "b.gguf"),
+        gguf(tmp_path / "alone" / "c.gguf").parent,
     }
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     report = models.inspect(tmp_path)
     assert (report.kind, set(report.inside)) == ("collection", wanted)
-    assert "4 checkpoints" in report.problems[0]
+    assert "no checkpoint itself" in report.problems[0]
     assert len(models.inspect(tmp_path / "quantized").inside) == 2
 
 
@@ -210,20 +275,20 @@ def test_a_part_names_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "kind", "said"),
     [
-        ("paper.pdf", "neither a folder nor a .gguf file"),
-        ("empty", "a folder without config.json"),
-        ("nowhere", "does not exist"),
-        ("fake.gguf", "not a GGUF file"),
+        ("paper.pdf", "unknown", "neither a folder nor a .gguf file"),
+        ("empty", "unknown", "a folder without config.json"),
+        ("nowhere", "unknown", "does not exist"),
+        ("fake.gguf", "checkpoint", "not a GGUF file"),
     ],
 )
-def test_what_is_nothing_of_this(name: str, said: str, tmp_path: Path) -> None:
+def test_what_is_nothing_of_this(name: str, kind: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "fake.gguf").write_bytes(b"%PDF-1.4")
     report = models.inspect(tmp_path / name)
-    assert (report.kind, report.loads, report.architecture) == ("unknown", False, None)
+    assert (report.kind, report.loads, report.architecture) == (kind, False, None)
     assert said in report.problems[0] and len(report.problems) == 1
 
 
@@ -231,7 +296,7 @@ def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """131 GB of LLaMA-65B, none of which is on the disk: a file with a hole behind its header."""
     config = CHECKPOINTS["huggyllama/llama-65b"].config
     header, end = {}, 0
-    for name, parameter in empty_model(registry.resolve(config), config).named_parameters():
+    for name, parameter in empty_model(config).named_parameters():
         start, end = end, end + 2 * parameter.numel()
         header[name] = {"dtype": "F16", "shape": list(parameter.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()

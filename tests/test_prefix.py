@@ -189,6 +189,18 @@ def test_the_weight_file_may_be_named(case: Case) -> None:
     assert named.prefix.rows == ROWS
 
 
+@torch.inference_mode()
+def test_as_the_training_scripts_save_it(case: Case) -> None:
+    """pytorch_model.bin beside config.json; either the folder or the file may be named."""
+    expected = case.load().prefix
+    tensors = load_file(case.adapter / "model.safetensors")
+    (case.adapter / "model.safetensors").unlink()
+    torch.save(tensors, case.adapter / "pytorch_model.bin")
+    for adapter in (case.adapter, case.adapter / "pytorch_model.bin"):
+        found = models.load(case.base, "fp32", adapter=adapter).prefix
+        assert torch.equal(found.keys, expected.keys) and torch.equal(found.values, expected.values)
+
+
 def said(base: Path, adapter: Path | None = None) -> str:
     with pytest.raises(CheckpointError) as caught:
         models.load(base, adapter=adapter)

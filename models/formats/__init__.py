@@ -20,6 +20,7 @@ __all__ = [
     "Weight",
     "glance",
     "is_adapter",
+    "is_checkpoint",
     "open_adapter",
     "open_checkpoint",
 ]

@@ -23,6 +23,7 @@ class Adapter(Protocol):
     """What is needed of any kind of adapter. `model` is the base's architecture under the adapted config."""
 
     path: Path
+    base: str | None  #: what the model that it was made for is called, where it says so
     switchable: bool  #: it can be put beside the weights of a loaded model, and be taken away again
     numbers: int  #: how many numbers it then keeps, all of them in float32
 

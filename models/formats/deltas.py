@@ -26,6 +26,7 @@ SAME = (
 
 
 class DeltaAdapter:
+    base = None
     switchable = False
     numbers = 0
 

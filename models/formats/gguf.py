@@ -19,7 +19,7 @@ from .gguf_layouts import LAYOUTS, Header, Layout, ends
 from .gguf_metadata import TOKENS, Metadata
 from .gguf_parts import SUFFIX, find_model, model_name, open_files
 from .gguf_tokenizers import read_tokenizer
-from .gguf_types import TAKEN_OVER, Weight, join, read
+from .gguf_types import TAKEN_OVER, Weight, join, read, refuse_unreadable
 
 FACTORS = "rope_freqs.weight"  #: read into the config
 #: Bits of a weight, on average over a file, from which INT8 and FP16 keep something that the next lower tier loses.
@@ -79,7 +79,7 @@ class GGUFCheckpoint:
 
     def outline(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, block, parts in self._named():
-            yield name, torch.cat([torch.empty(self._find(block + part).shape, device="meta") for part in parts])
+            yield name, torch.cat([self._outlined(block + part) for part in parts])
 
     def _named(self) -> Iterator[tuple[str, str, Sequence[str]]]:
         """The name of each tensor in the Hugging Face form, its block in the file, and what there makes it."""
@@ -108,6 +108,11 @@ class GGUFCheckpoint:
     def read(self, name: str) -> Weight:
         """One tensor by its name in the file, its rows in the file's order."""
         return read(self._find(name))
+
+    def _outlined(self, name: str) -> torch.Tensor:
+        tensor = self._find(name)
+        refuse_unreadable(tensor)
+        return torch.empty(tensor.shape, device="meta")
 
     def _find(self, name: str) -> Tensor:
         if name not in self._tensors:

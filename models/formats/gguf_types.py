@@ -63,15 +63,21 @@ Weight = torch.Tensor | Quants | Encoded
 
 def read(tensor: Tensor) -> Weight:
     """A tensor in torch's order of dimensions. Raises CheckpointError for what can't be read."""
+    refuse_unreadable(tensor)
     kind = tensor.tensor_type
-    if kind not in READERS and kind not in ENCODINGS:
-        kinds = ", ".join(kind.name for kind in (*READERS, *ENCODINGS))
-        raise CheckpointError(f"{tensor.path} holds {tensor.name} as {kind.name}, which can't be read; {kinds} can.")
     if kind in READERS and (kind in NUMBER_TYPES or len(tensor.shape) == 2):
         return READERS[kind](tensor)
     if len(tensor.shape) != 2:
         return _finite(torch.from_numpy(dequantize(tensor.data, kind)), tensor.path, tensor.name)
     return Encoded(tensor.path, tensor.name, kind, tensor.data, tensor.shape[1])
+
+
+def refuse_unreadable(tensor: Tensor) -> None:
+    """Raises CheckpointError for a tensor of a type that can't be read."""
+    kind = tensor.tensor_type
+    if kind not in READERS and kind not in ENCODINGS:
+        kinds = ", ".join(kind.name for kind in (*READERS, *ENCODINGS))
+        raise CheckpointError(f"{tensor.path} holds {tensor.name} as {kind.name}, which can't be read; {kinds} can.")
 
 
 def join(weights: Sequence[Weight]) -> Weight:

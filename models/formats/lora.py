@@ -57,6 +57,7 @@ class LoraAdapter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._settings = read_json(path / "adapter_config.json")
+        self.base = self._settings.get("base_model_name_or_path") or None
         self._refuse_unsupported()
 
     @staticmethod

@@ -518,6 +518,11 @@ SETTINGS = {
     "biases": ({"lora_bias": True}, "biases"),
     "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
     "LoftQ": ({"init_lora_weights": "loftq"}, "loftq"),
+    "no rank": ({"r": 0}, "impossible r: 0"),
+    "no alpha": ({"lora_alpha": None}, "impossible lora_alpha: None"),
+    "alpha as text": ({"alpha_pattern": {"q_proj": "8"}}, "impossible lora_alpha: '8'"),
+    "a list of ranks": ({"rank_pattern": [4]}, "impossible rank_pattern"),
+    "a broken pattern": ({"rank_pattern": {"(": 4}}, "impossible rank_pattern"),
     "repeated layers": ({"layer_replication": [[0, 1]]}, "repeats layers"),
 }
 

@@ -20,7 +20,8 @@ from .base import Checkpoint, Weight, floats
 from .huggingface import read_json
 from .shards import open_shard
 
-#: Settings that change what the tensors mean, with what may be done about each.
+#: Settings that change what the tensors mean, with what is said of each. (fan_in_fan_out does not: PEFT heeds it for
+#: layers that store their matrices turned, and none of ours do.)
 UNSUPPORTED = {
     "enable_lora": "it was written by a PEFT older than 0.3",
     "lora_bias": "it adds biases to its matrices",
@@ -173,12 +174,17 @@ class LoraAdapter:
             raise CheckpointError(f"{name} in {self._file} holds values that are not numbers; download it again.")
         return tensor.float()
 
-    def _setting(self, key: str, patterns: str, module: str) -> Any:
+    def _setting(self, key: str, patterns: str, module: str) -> float:
         """A number of adapter_config.json for a module: by the first pattern that its name ends in, or everybody's."""
-        for pattern, value in (self._settings.get(patterns) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
-        return self._settings.get(key, DEFAULT)
+        try:
+            special = (self._settings.get(patterns) or {}).items()
+            matching = (value for pattern, value in special if re.fullmatch(rf"(.*\.)?({pattern})", module))
+            value = next(matching, self._settings.get(key, DEFAULT))
+        except (AttributeError, re.error) as error:
+            raise CheckpointError(f"{self.path / 'adapter_config.json'} has an impossible {patterns}.") from error
+        if type(value) not in (int, float) or value <= 0:
+            raise CheckpointError(f"{self.path / 'adapter_config.json'} has an impossible {key}: {value!r}.")
+        return value
 
     # Applying it
 

@@ -36,7 +36,7 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
         raise
     # `tokenizers` has no other class for merges that don't fit; sentencepiece raises RuntimeError.
     except Exception as error:
-        raise CheckpointError(f"The tokenizer in {metadata.path} is damaged ({error}); download it again.") from error
+        raise CheckpointError(f"The tokenizer in {metadata.path} is damaged; download it again.") from error
 
 
 def _byte_level(metadata: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> Tokenizer:

@@ -107,7 +107,7 @@ if PUBLISHED:
         tokens, scores, kinds = (
             reader.get_field(f"tokenizer.ggml.{key}").contents() for key in ("tokens", "scores", "token_type")
         )
-        proto = model_proto.build(zip(tokens, scores, kinds, strict=True), bos_id=1, eos_id=2)
+        proto = model_proto.build(list(zip(tokens, scores, kinds, strict=True)), bos_id=1, eos_id=2)
         rebuilt, original = PieceTokenizer(proto), published("llama")
         assert (rebuilt.controls, rebuilt.prefix_ids, rebuilt.eos_id) == (original.controls, [1], 2)
         draw = random.Random(0)

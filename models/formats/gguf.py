@@ -167,7 +167,9 @@ class GGUFCheckpoint:
         )
 
     def _special_tokens(self) -> dict[str, str]:
-        tokens = self._metadata.value(TOKENS, [])
+        if TOKENS not in self._metadata:
+            return {}
+        tokens = self._metadata.texts(TOKENS)
         ids = {f"{name}_token": self._metadata.token_id(name) for name in ("bos", "eos")}
         return {name: tokens[number] for name, number in ids.items() if number is not None}
 

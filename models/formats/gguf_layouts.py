@@ -51,12 +51,11 @@ def _shape(metadata: Metadata) -> tuple[int, int, int]:
     heads = metadata.count("{arch}.attention.head_count")
     kv_heads = metadata.count("{arch}.attention.head_count_kv", heads)
     embedding = metadata.count("{arch}.embedding_length")
+    if embedding % heads and "{arch}.attention.key_length" not in metadata:
+        raise metadata.impossible("{arch}.attention.head_count", heads)
     if heads % kv_heads:
         raise metadata.impossible("{arch}.attention.head_count_kv", kv_heads)
-    size = metadata.count("{arch}.attention.key_length", embedding // heads or None)
-    if size * heads != embedding and "{arch}.attention.key_length" not in metadata:
-        raise metadata.impossible("{arch}.attention.head_count", heads)
-    return heads, kv_heads, size
+    return heads, kv_heads, metadata.count("{arch}.attention.key_length", embedding // heads)
 
 
 def ends(metadata: Metadata) -> list[int]:

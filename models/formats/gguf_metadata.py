@@ -75,7 +75,7 @@ class Metadata:
         return self.text("general.architecture")
 
     def impossible(self, key: str, found: Any) -> CheckpointError:
-        shown = repr(found)
+        shown = f"a list of {len(found)}" if isinstance(found, Texts | np.ndarray) else repr(found)
         shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
         return CheckpointError(f"{self.path} has an impossible {self._whole(key)}: {shown}; download it again.")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..base import CheckpointError
 from ..tokenizer import PieceTokenizer, Tokenizer, byte_level_tokenizer
 from ..tokenizers import model_proto
 from ..tokenizers.base import BRACKETED
-from ..tokenizers.bpe import USER_DEFINED
 from .gguf_metadata import TOKENS, Metadata
 
 #: Byte-level tokenizers that start with <s> where the file doesn't say.
@@ -37,7 +36,7 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
         raise
     # `tokenizers` has no other class for merges that don't fit; sentencepiece raises RuntimeError.
     except Exception as error:
-        raise CheckpointError(f"The tokenizer in {metadata.path} is damaged ({error}); download it again.") from error
+        raise CheckpointError(f"The tokenizer in {metadata.path} is damaged; download it again.") from error
 
 
 def _byte_level(metadata: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
@@ -58,7 +57,7 @@ def _pieces(metadata: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> 
     marks = not (architecture == "baichuan" and len(tokens) == BAICHUAN2_PIECES)
     scores = metadata.numbers("tokenizer.ggml.scores", len(tokens))
     proto = model_proto.build(
-        zip(tokens, scores, kinds, strict=True),
+        list(zip(tokens, scores, _true_kinds(kinds), strict=True)),
         bos_id=metadata.token_id("bos"),
         eos_id=metadata.token_id("eos"),
         dummy_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", marks),
@@ -66,11 +65,22 @@ def _pieces(metadata: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> 
     added = {
         token: number
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind == USER_DEFINED and BRACKETED.fullmatch(token)
+        if kind == model_proto.USER_DEFINED and BRACKETED.fullmatch(token)
     }
     prefix = _chatglm_prefix(metadata, tokens)
     adds_bos = metadata.flag("tokenizer.ggml.add_bos_token", architecture not in NO_BOS)
     return PieceTokenizer(proto, adds_bos=adds_bos and not prefix, added=added, prefix=prefix)
+
+
+def _true_kinds(kinds: Sequence[int]) -> Iterator[int]:
+    """llama.cpp's converter writes user-defined pieces as normal ones, of which no model has any before its bytes.
+
+    Baichuan's user-defined pieces, such as the newline and ASCII's marks, never merge with what is beside them.
+    """
+    first_byte = kinds.index(model_proto.BYTE) if model_proto.BYTE in kinds else 0
+    for number, kind in enumerate(kinds):
+        user_defined = number < first_byte and kind == model_proto.NORMAL
+        yield model_proto.USER_DEFINED if user_defined else kind
 
 
 def _bos(metadata: Metadata, tokens: Sequence[str], default: bool) -> Sequence[str]:

@@ -10,12 +10,12 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
@@ -23,9 +23,10 @@ from models import End, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
+from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
+from .preferences import SamplingChoice, Text
 
 NOTHING_FOUND = "The documents do not say."
 
@@ -41,30 +42,19 @@ STATUS: Mapping[type[Exception], int] = {
 FAILURES = tuple(STATUS)
 CLIENT_GONE = 499
 
-Text = Annotated[str, AfterValidator(whole_characters)]
-
 
 class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: Text
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(SamplingChoice):
     """The part of OpenAI's request that is understood; other fields are ignored."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     knowledge_base: Text | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
-
-    def options(self) -> dict[str, Any]:
-        # Dividing by next to nothing gives infinities; what is meant is the likeliest token.
-        temperature = 0.0 if self.temperature is not None and self.temperature < 0.01 else self.temperature
-        chosen = {"temperature": temperature, "top_p": self.top_p, "seed": self.seed}
-        return {name: value for name, value in chosen.items() if value is not None}
 
 
 def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:

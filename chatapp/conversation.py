@@ -92,6 +92,19 @@ def plan(
     return Plan(fitted, tuple(quoted), len(exchanges) - kept, len(passages) - len(quoted), min(reply, left))
 
 
+def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedModel], Plan]) -> Plan:
+    """The plan of a reply that goes on where it ended; what it has written takes its room in the window.
+
+    `begun` is the reply so far. Raises QuestionTooLong where that fills the window.
+    """
+    ids = begun.ids or loaded.reply_ids(begun.content)
+    try:
+        made = make_plan(loaded.within(loaded.context - len(ids)))
+    except QuestionTooLong as error:
+        raise QuestionTooLong("The reply fills the window with its question; it can't be continued.") from error
+    return replace(made, prompt=made.prompt.continued(ids))
+
+
 def whole_characters(text: str) -> str:
     """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
     return text.encode("utf-8", "replace").decode()

@@ -57,13 +57,13 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
             return
 
     def make_plan(loaded: LoadedModel) -> Plan:
-        history = [turn.seen_by(engine.status.name) for turn in question.history]
+        history = [turn.seen_by(engine.status.name, len(loaded.tokenizer)) for turn in question.history]
         return plan(
             loaded, history, partial(wording, question.text), passages, system=question.system, reply=question.reply
         )
 
     def make_continuing(loaded: LoadedModel) -> Plan:
-        return continuing(loaded, question.begun.seen_by(engine.status.name), make_plan)
+        return continuing(loaded, question.begun.seen_by(engine.status.name, len(loaded.tokenizer)), make_plan)
 
     yield from engine.stream(make_continuing if question.begun else make_plan, question.options or {}, cancel)
 

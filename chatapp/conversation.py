@@ -26,9 +26,13 @@ class Turn:
     ids: tuple[int, ...] | None = None
     model: str | None = None
 
-    def seen_by(self, model: str) -> Turn:
-        """The turn for this model: another one's ids would be other words to it, or none at all."""
-        return self if self.model == model else replace(self, ids=None)
+    def seen_by(self, model: str, vocabulary: int) -> Turn:
+        """The turn for this model: another one's ids would be other words to it, or none at all.
+
+        A checkpoint of the same name may be another one, and an imported file may say anything.
+        """
+        known = self.model == model and all(id < vocabulary for id in self.ids or ())
+        return self if known else replace(self, ids=None)
 
     def message(self) -> dict[str, Any]:
         return {"role": self.role, "content": self.content, "ids": list(self.ids) if self.ids else None}

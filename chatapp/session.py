@@ -56,6 +56,7 @@ class Reply:
     plan: Plan | None = None
     end: End | None = None
     failure: str = ""
+    error: Exception | None = None  #: what `failure` says
     number: int | None = None  #: of the message on disk, once it is there
     model: str | None = None
     chat_format: str | None = None
@@ -164,7 +165,8 @@ class Chat:
         except Cancelled:
             reply.state = "stopped"
         except FAILURES as error:
-            reply.state, reply.failure = "failed", str(error) or "Memory ran out; ask a shorter question."
+            reply.state, reply.error = "failed", error
+            reply.failure = str(error) or "Memory ran out; ask a shorter question."
         finally:
             if reply.state not in FINAL:
                 reply.state = "stopped"  # nobody listens any more
@@ -219,7 +221,7 @@ class _Saver:
         try:
             self._write()
         except StoreError as error:
-            self._reply.state, self._reply.failure = "failed", str(error)
+            self._reply.state, self._reply.failure, self._reply.error = "failed", str(error), error
 
     def _write(self) -> None:
         if self._reply.number is None:

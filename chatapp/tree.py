@@ -109,9 +109,10 @@ class Tree:
 
     def continuable(self) -> Node:
         """The last reply of the branch, if it can go on where it ended."""
-        if self.leaf is None or not self[self.leaf].message.unfinished:
+        path = self.path
+        if len(path) < 2 or path[-2].message.role != "user" or not path[-1].message.unfinished:
             raise TreeError("There is no unfinished reply to continue.")
-        return self[self.leaf]
+        return path[-1]
 
     # Operations
 

@@ -13,7 +13,7 @@ from typing import Any
 from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
 from models import Event, LoadedModel
 
-from .conversation import REPLY, Plan, Turn, plan
+from .conversation import REPLY, Plan, Turn, continuing, plan
 from .engine import Engine, Waiting
 
 #: How many passages a question brings along when they fit.
@@ -39,6 +39,8 @@ class Question:
     system: str | None = None
     options: Mapping[str, Any] | None = None
     reply: int = REPLY
+    begun: Turn | None = None  #: a reply that is to go on where it ended
+    passages: tuple[Passage, ...] = ()  #: what that reply was given; nothing is searched again
 
 
 def answer(engine: Engine, question: Question, cancel: threading.Event) -> Iterator[Found | Waiting | Plan | Event]:
@@ -47,20 +49,23 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
     Where the documents do not say, Found is empty and nothing follows: the model would only invent. Raises EngineError,
     QuestionTooLong, KnowledgeBaseError and Cancelled.
     """
-    passages: tuple[Passage, ...] = ()
-    if question.base is not None:
+    passages = question.passages
+    if question.base is not None and question.begun is None:
         passages = _search(question.base, question.text)
         yield Found(passages)
         if not passages:
             return
 
     def make_plan(loaded: LoadedModel) -> Plan:
-        history = [turn.seen_by(engine.status.writer) for turn in question.history]
+        history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
         return plan(
             loaded, history, partial(wording, question.text), passages, system=question.system, reply=question.reply
         )
 
-    yield from engine.stream(make_plan, question.options or {}, cancel)
+    def make_continuing(loaded: LoadedModel) -> Plan:
+        return continuing(loaded, question.begun.seen_by(engine.status.name, len(loaded.tokenizer)), make_plan)
+
+    yield from engine.stream(make_continuing if question.begun else make_plan, question.options or {}, cancel)
 
 
 def _search(base: KnowledgeBase, question: str) -> tuple[Passage, ...]:

@@ -10,12 +10,12 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
@@ -23,9 +23,10 @@ from models import End, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
+from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
+from .preferences import SamplingChoice, Text
 
 NOTHING_FOUND = "The documents do not say."
 
@@ -41,30 +42,19 @@ STATUS: Mapping[type[Exception], int] = {
 FAILURES = tuple(STATUS)
 CLIENT_GONE = 499
 
-Text = Annotated[str, AfterValidator(whole_characters)]
-
 
 class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: Text
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(SamplingChoice):
     """The part of OpenAI's request that is understood; other fields are ignored."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     knowledge_base: Text | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
-
-    def options(self) -> dict[str, Any]:
-        # Dividing by next to nothing gives infinities; what is meant is the likeliest token.
-        temperature = 0.0 if self.temperature is not None and self.temperature < 0.01 else self.temperature
-        chosen = {"temperature": temperature, "top_p": self.top_p, "seed": self.seed}
-        return {name: value for name, value in chosen.items() if value is not None}
 
 
 def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
@@ -83,26 +73,26 @@ def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
         reply = _Reply(engine.status.name)
         events = answer(engine, question, reply.cancel)
         if request.stream:
-            lines = _while_connected(connection, reply.cancel, reply.lines(events))
+            lines = while_connected(connection, reply.cancel, reply.lines(events))
             return StreamingResponse(lines, media_type="text/event-stream")
-        async for _ in _while_connected(connection, reply.cancel, reply.texts(events)):
+        async for _ in while_connected(connection, reply.cancel, reply.texts(events)):
             pass
         return JSONResponse(reply.whole())
 
     for failure, status in STATUS.items():
-        app.add_exception_handler(failure, partial(_refused, status))
-    app.add_exception_handler(Cancelled, partial(_refused, CLIENT_GONE))
+        app.add_exception_handler(failure, partial(refused, status))
+    app.add_exception_handler(Cancelled, partial(refused, CLIENT_GONE))
     app.add_exception_handler(RequestValidationError, _invalid)
 
 
-async def _refused(status: int, _: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(_error(str(error), status), status)
+async def refused(status: int, _: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(error_body(str(error), status), status)
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     first, *_ = error.errors()
     place = ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse(_error(f"{place}: {first['msg']}" if place else first["msg"], 422), 422)
+    return JSONResponse(error_body(f"{place}: {first['msg']}" if place else first["msg"], 422), 422)
 
 
 def _question(request: ChatRequest, library: Library) -> Question:
@@ -115,12 +105,12 @@ def _question(request: ChatRequest, library: Library) -> Question:
     return Question(last.content, history, base, system, request.options(), request.max_tokens or REPLY)
 
 
-def _error(message: str, status: int) -> dict[str, Any]:
+def error_body(message: str, status: int) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-async def _while_connected(
+async def while_connected(
     connection: Request, cancel: threading.Event, steps: Generator[str, None, None]
 ) -> AsyncIterator[str]:
     """Blocking steps, cancelled as soon as the client goes away: a model may read for minutes and send nothing."""
@@ -178,7 +168,7 @@ class _Reply:
                     yield self._chunk({"content": text})
             yield self._chunk({}, finish_reason=self._reason, usage=self._usage, citations=self._citations())
         except FAILURES as error:
-            yield _line(_error(str(error), STATUS[type(error)]))
+            yield line(error_body(str(error), STATUS[type(error)]))
         except Cancelled:
             return  # nobody is there to be told
         yield "data: [DONE]\n\n"
@@ -207,8 +197,8 @@ class _Reply:
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        return _line({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
+        return line({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
 
 
-def _line(value: dict[str, Any]) -> str:
+def line(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -26,9 +26,13 @@ class Turn:
     ids: tuple[int, ...] | None = None
     model: str | None = None
 
-    def seen_by(self, model: str) -> Turn:
-        """The turn for this model: another one's ids would be other words to it, or none at all."""
-        return self if self.model == model else replace(self, ids=None)
+    def seen_by(self, model: str, vocabulary: int) -> Turn:
+        """The turn for this model: another one's ids would be other words to it, or none at all.
+
+        A checkpoint of the same name may be another one, and an imported file may say anything.
+        """
+        known = self.model == model and all(id < vocabulary for id in self.ids or ())
+        return self if known else replace(self, ids=None)
 
     def message(self) -> dict[str, Any]:
         return {"role": self.role, "content": self.content, "ids": list(self.ids) if self.ids else None}
@@ -90,6 +94,19 @@ def plan(
     fitted = prompt(kept, quoted)
     left = loaded.context - len(fitted.ids)
     return Plan(fitted, tuple(quoted), len(exchanges) - kept, len(passages) - len(quoted), min(reply, left))
+
+
+def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedModel], Plan]) -> Plan:
+    """The plan of a reply that goes on where it ended; what it has written takes its room in the window.
+
+    `begun` is the reply so far. Raises QuestionTooLong where that fills the window.
+    """
+    ids = begun.ids or loaded.reply_ids(begun.content)
+    try:
+        made = make_plan(loaded.within(loaded.context - len(ids)))
+    except QuestionTooLong as error:
+        raise QuestionTooLong("The reply fills the window with its question; it can't be continued.") from error
+    return replace(made, prompt=made.prompt.continued(ids))
 
 
 def whole_characters(text: str) -> str:

@@ -221,7 +221,13 @@ class Engine:
         cache = loaded.new_cache(len(prompt.ids) + plan.reply)
         cache.on_layer = lambda layer: _raise_if(cancel)
         events = models.generate(
-            loaded, prompt.ids, sampling, cache, stop_ids=prompt.stop_ids, stop_texts=prompt.stop_texts
+            loaded,
+            prompt.ids,
+            sampling,
+            cache,
+            stop_ids=prompt.stop_ids,
+            stop_texts=prompt.stop_texts,
+            begun=prompt.begun,
         )
         with closing(events):
             for event in _as_shown(events, loaded.chat_format.shown):

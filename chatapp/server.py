@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api import add_routes
+from .conversations_api import add_conversation_routes
 from .session import Chat
 from .settings import Settings, SettingsError, is_loopback
 
@@ -80,6 +81,7 @@ def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
     """The whole application; `mount_page` adds the interface, behind the same checks."""
     app = FastAPI(title="Quatrain", docs_url=None, redoc_url=None, openapi_url=None)
     add_routes(app, chat.engine, chat.library)
+    add_conversation_routes(app, chat)
     app = mount_page(app)
     app.add_middleware(ThisMachineOnly)
     return app

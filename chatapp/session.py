@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from knowledge import KnowledgeBaseError
+from knowledge import KnowledgeBaseError, Passage
 from models import End, Read, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import Plan, QuestionTooLong, Turn, whole_characters
+from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
 from .engine import Cancelled, Engine, EngineError, Waiting
 from .library import Library, LibraryError
 from .store import Store, StoredMessage, StoreError
+from .tree import Tree, TreeError
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
 SAVE_EVERY = 0.5
@@ -31,9 +32,14 @@ FAILURES = (
     KnowledgeBaseError,
     FetchError,
     StoreError,
+    TreeError,
     OSError,
     MemoryError,
 )
+FINAL = ("done", "stopped", "failed")
+
+#: A reply of which nothing has come yet.
+ASKED = StoredMessage("assistant", "", state="writing")
 
 
 @dataclass
@@ -50,36 +56,108 @@ class Reply:
     plan: Plan | None = None
     end: End | None = None
     failure: str = ""
+    error: Exception | None = None  #: what `failure` says
+    number: int | None = None  #: of the message on disk, once it is there
+    model: str | None = None
+    chat_format: str | None = None
 
     @property
     def nothing_found(self) -> bool:
         return self.searched and not self.sources
 
+    def take_up(self, kept: StoredMessage) -> None:
+        """Goes on from what is on disk."""
+        self.text, self.ids, self.sources = kept.content, list(kept.ids or ()), list(kept.sources)
+        self.model, self.chat_format = kept.model, kept.chat_format
+
+    def kept(self) -> StoredMessage:
+        """The reply as it goes to disk."""
+        state = self.state if self.state in FINAL else "writing"
+        return StoredMessage(
+            "assistant",
+            self.text,
+            tuple(self.ids) or None,
+            self.model,
+            tuple(self.sources),
+            self.chat_format,
+            "nothing_found" if state == "done" and self.nothing_found else state,
+            self.failure,
+            self.end.reason if self.end else None,
+        )
+
 
 @dataclass(frozen=True)
 class Chat:
-    """Where turns take place: the model, the documents and the conversations on disk."""
+    """Where turns take place: the model, the documents and the conversations on disk.
+
+    What goes wrong in a turn is a sentence in its reply, never raised. `base` names the knowledge base to ask.
+    """
 
     engine: Engine
     library: Library
     store: Store
 
     def send(self, conversation: str, text: str, base: str | None, cancel: threading.Event) -> Iterator[Reply]:
-        """The reply to a user's message, again and again as it grows.
+        """The reply to a user's message, again and again as it grows."""
+        asked = StoredMessage("user", whole_characters(text))
+        return self._turn(conversation, lambda: self.store.add(conversation, asked, ASKED), base, cancel)
 
-        What goes wrong is a sentence in the reply, never raised. `base` names the knowledge base to ask.
-        """
+    def regenerate(
+        self, conversation: str, message: int | None, base: str | None, cancel: threading.Event
+    ) -> Iterator[Reply]:
+        """Another reply to the question to which a message belongs; by default the last one."""
+
+        def place() -> int:
+            tree = self.store.tree(conversation)
+            question = tree.question(tree.leaf if message is None else message)
+            return self.store.branch(conversation, question.id, ASKED)
+
+        return self._turn(conversation, place, base, cancel)
+
+    def edit(
+        self, conversation: str, message: int, text: str, base: str | None, cancel: threading.Event
+    ) -> Iterator[Reply]:
+        """The reply to another version of a user's message."""
+        asked = StoredMessage("user", whole_characters(text))
+
+        def place() -> int:
+            edited = self.store.tree(conversation).editable(message)
+            return self.store.branch(conversation, edited.parent, asked, ASKED)
+
+        return self._turn(conversation, place, base, cancel)
+
+    def continue_(self, conversation: str, cancel: threading.Event) -> Iterator[Reply]:
+        """The last reply, going on where it was cut off, with the passages that it was given."""
+        return self._turn(conversation, lambda: self.store.resume(conversation), None, cancel)
+
+    def undo(self, conversation: str) -> Tree:
+        """Goes back to before the last question. Raises TreeError where there is none."""
+        return self._show(conversation, self.store.tree(conversation).undone())
+
+    def choose(self, conversation: str, message: int) -> Tree:
+        """Shows the newest branch through a message. Raises TreeError where it is not there."""
+        return self._show(conversation, self.store.tree(conversation).chosen(message))
+
+    def _show(self, conversation: str, tree: Tree) -> Tree:
+        self.store.show(conversation, tree.leaf)
+        return tree
+
+    def _turn(
+        self, conversation: str, place: Callable[[], int], base: str | None, cancel: threading.Event
+    ) -> Iterator[Reply]:
+        """A reply as it grows. `place` makes its message, or finds it, and returns its number."""
         reply = Reply(searched=bool(base))
         save = _Saver(self.store, reply)
         try:
-            text = whole_characters(text)
-            history = _history(self.store.messages(conversation))
-            save.number = self.store.add(conversation, StoredMessage("user", text), StoredMessage("assistant", ""))
-            question = Question(text, history, self.library.open(base) if base else None)
+            number = place()
+            path = [node.message for node in self.store.tree(conversation).path_to(number)]
+            reply.take_up(path[-1])
+            reply.number = number  # from here on it is written, with what it had said before
+            question = self._question(conversation, path, base)
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
-                    if isinstance(event, Plan):
-                        save.model = self.engine.status.writer  # known now: no other can be loaded before the end
+                    if isinstance(event, Plan):  # known now: no other model can be loaded before the end
+                        reply.model, reply.chat_format = self.engine.status.writer, self.engine.status.chat_format
                     _note(reply, event)
                     save.soon()
                     yield reply
@@ -87,10 +165,33 @@ class Chat:
         except Cancelled:
             reply.state = "stopped"
         except FAILURES as error:
-            reply.state, reply.failure = "failed", str(error) or "Memory ran out; ask a shorter question."
+            reply.state, reply.error = "failed", error
+            reply.failure = str(error) or "Memory ran out; ask a shorter question."
         finally:
+            if reply.state not in FINAL:
+                reply.state = "stopped"  # nobody listens any more
             save.now()
         yield reply
+
+    def _question(self, conversation: str, path: Sequence[StoredMessage], base: str | None) -> Question:
+        """What is to be answered, at the end of the path; its last message is the reply, which may have begun."""
+        *earlier, asked, begun = path
+        wanted = self.store.conversation(conversation).preferences
+        question = Question(
+            asked.content,
+            _history(earlier),
+            self.library.open(base) if base else None,
+            wanted.system,
+            wanted.options(),
+            wanted.max_tokens or REPLY,
+        )
+        if not begun.content:
+            return question
+        return replace(
+            question,
+            begun=Turn("assistant", begun.content, begun.ids, begun.model),
+            passages=tuple(Passage(**source, document="") for source in begun.sources),
+        )
 
 
 def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
@@ -110,8 +211,6 @@ class _Saver:
         self._store = store
         self._reply = reply
         self._last = time.monotonic()
-        self.number: int | None = None  #: of the message, once it has been added
-        self.model: str | None = None
 
     def soon(self) -> None:
         if time.monotonic() - self._last >= SAVE_EVERY:
@@ -122,14 +221,12 @@ class _Saver:
         try:
             self._write()
         except StoreError as error:
-            self._reply.state, self._reply.failure = "failed", str(error)
+            self._reply.state, self._reply.failure, self._reply.error = "failed", str(error), error
 
     def _write(self) -> None:
-        if self.number is None:
+        if self._reply.number is None:
             return
-        reply = self._reply
-        ids = tuple(reply.ids) or None
-        self._store.update(self.number, StoredMessage("assistant", reply.text, ids, self.model, tuple(reply.sources)))
+        self._store.update(self._reply.number, self._reply.kept())
         self._last = time.monotonic()
 
 
@@ -137,12 +234,15 @@ def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
-            reply.plan = event if isinstance(event, Plan) else None
+            if isinstance(event, Plan):
+                reply.plan, reply.ids = event, list(event.prompt.begun)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
         case Read():
             reply.state, reply.read = "reading", event
         case Token(id=token, text=text):
+            if reply.state != "writing":
+                reply.text = ""  # the first token of a reply that goes on tells its text from the start
             reply.state = "writing"
             reply.text += text
             if token is not None:

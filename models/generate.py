@@ -112,10 +112,13 @@ def generate(
     *,
     stop_ids: Collection[int] | None = None,
     stop_texts: Sequence[str] = (),
+    begun: Sequence[int] = (),
 ) -> Iterator[Event]:
     """Events of one reply. `cache` may hold the first part of prompt_ids, which is then not read again.
 
-    stop_ids default to the checkpoint's own. Raises ValueError for a prompt that leaves no room in the window.
+    `begun` are ids at the end of prompt_ids that are the reply's own: their text comes again with that of the first
+    token, since only both together are certain (a character may be cut in two). stop_ids default to the checkpoint's
+    own. Raises ValueError for a prompt that leaves no room in the window.
     """
     sampling = sampling or Sampling()
     if not prompt_ids:
@@ -128,17 +131,19 @@ def generate(
     cache.truncate(min(cache.length, len(prompt_ids) - 1) if loaded.model.causal_prompt else 0)
     clock = _Clock(prompt_tokens=len(prompt_ids), reused=cache.length)
     text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
+    told = "".join(text.push(id) for id in begun)
     stops = loaded.stop_ids if stop_ids is None else stop_ids
     for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops):
         if isinstance(step, Read):
             yield step
         elif isinstance(step, int):
             clock.token()
-            yield Token(step, text.push(step))
+            yield Token(step, told + text.push(step))
+            told = ""
         if text.stopped:
             step = "stop"
         if isinstance(step, str):
-            if tail := text.flush():
+            if tail := told + text.flush():
                 yield Token(None, tail)
             yield End(step, clock.timings())
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import sys
@@ -115,6 +116,17 @@ class LoadedModel:
         """The ids of a conversation in the checkpoint's chat format, asking for a reply."""
         prompt = self.chat_format.render(messages, self.tokenizer)
         return dataclasses.replace(prompt, stop_ids=prompt.stop_ids | self.stop_ids)
+
+    def reply_ids(self, text: str) -> list[int]:
+        """The ids of a reply that another model wrote, as this one would have begun its own with them."""
+        (*_, last) = self.chat_prompt([{"role": "user", "content": "?"}]).ids
+        return self.tokenizer.encode(text, "control" if last in self.tokenizer.controls.values() else "text")
+
+    def within(self, context: int) -> LoadedModel:
+        """The same model with another window."""
+        other = copy.copy(self)  # what it has read once goes along, such as the tokenizer
+        other.context = context
+        return other
 
     @property
     def nbytes(self) -> int:

@@ -29,6 +29,11 @@ class Prompt:
     stop_ids: frozenset[int]
     stop_texts: tuple[str, ...]
     notice: str | None = None
+    begun: tuple[int, ...] = ()  #: ids at the end that are the reply's own: what it has written so far
+
+    def continued(self, begun: Sequence[int]) -> Prompt:
+        """The prompt with the beginning of its reply behind it."""
+        return dataclasses.replace(self, ids=[*self.ids, *begun], begun=(*self.begun, *begun))
 
 
 @dataclass(frozen=True)

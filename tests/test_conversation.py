@@ -144,8 +144,9 @@ def test_a_replys_own_ids_go_back_unchanged(loaded: LoadedModel) -> None:
 
 def test_ids_are_for_the_model_that_wrote_them() -> None:
     turn = Turn("assistant", "hi", (1, 2), "one")
-    assert turn.seen_by("one").ids == (1, 2)
-    assert turn.seen_by("another") == Turn("assistant", "hi", None, "one")
+    assert turn.seen_by("one", 9).ids == (1, 2)
+    assert turn.seen_by("one", 2).ids is None
+    assert turn.seen_by("another", 9) == Turn("assistant", "hi", None, "one")
 
 
 def test_a_history_that_starts_with_a_reply_is_kept_too(loaded: LoadedModel) -> None:

@@ -61,7 +61,8 @@ def test_a_reply_goes_from_waiting_to_done_and_is_kept(chat: Chat, conversation:
     assert texts == sorted(texts, key=len) and len(set(texts)) > 5
     question, reply = chat.store.messages(conversation)
     assert question == StoredMessage("user", "hi")
-    assert reply == StoredMessage("assistant", "It is done.", tuple(b"It is done."), "scripted")
+    written = {"model": "scripted", "chat_format": chat.engine.status.chat_format, "reason": "stop"}
+    assert reply == StoredMessage("assistant", "It is done.", tuple(b"It is done."), **written)
 
 
 def test_the_question_is_on_disk_before_anything_runs(chat: Chat, conversation: str, loaded: LoadedModel) -> None:
@@ -104,7 +105,8 @@ def test_stop_keeps_what_was_written(chat: Chat, conversation: str) -> None:
         if reply.text == "It":
             cancel.set()
     assert (reply.state, reply.text, reply.failure) == ("stopped", "It", "")
-    assert chat.store.messages(conversation)[1] == StoredMessage("assistant", "It", tuple(b"It"), "scripted")
+    kept = chat.store.messages(conversation)[1]
+    assert (kept.content, kept.ids, kept.state, kept.reason) == ("It", tuple(b"It"), "stopped", None)
 
 
 def test_stop_works_while_waiting(tmp_path: Path) -> None:
@@ -311,7 +313,7 @@ def test_a_model_that_breaks_in_the_middle(tmp_path: Path) -> None:
     check_next_turn(chat, conversation)
 
 
-@pytest.mark.parametrize("call", ["messages", "add", "update"])
+@pytest.mark.parametrize("call", ["tree", "add", "update"])
 def test_a_disk_that_is_full(chat: Chat, conversation: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Store, call, raising(StoreError("The disk is full.")))

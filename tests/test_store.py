@@ -91,6 +91,8 @@ def test_deleting_takes_the_messages_along(path: Path) -> None:
     store.delete(gone)
     store.update(number, StoredMessage("assistant", "a reply that still streams"))
     assert (store.messages(gone), [row.id for row in store.conversations()]) == ([], [kept])
+    store.close()
+    assert (Store(path).restore(gone), Store(path).messages(gone)) == (None, [])  # gone for good at the next start
 
 
 def test_a_conversation_that_was_deleted_elsewhere_starts_anew(path: Path) -> None:
@@ -168,7 +170,7 @@ def _foreign(path: Path, version: int) -> None:
 def _newer(path: Path) -> None:
     Store(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("pragma user_version = 2")
+    connection.execute("pragma user_version = 3")
     connection.commit()
     connection.close()
 
@@ -187,7 +189,7 @@ def _damaged(path: Path) -> None:
 BAD_FILES = {
     "foreign": (lambda path: _foreign(path, 0), "another program"),
     "foreign with our version": (lambda path: _foreign(path, 1), "another program"),
-    "newer": (_newer, "newer Quatrain, version 2"),
+    "newer": (_newer, "newer Quatrain, version 3"),
     "no database": (
         lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50),
         "database",

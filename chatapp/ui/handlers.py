@@ -6,8 +6,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,26 @@ import gradio as gr
 import models
 from knowledge import Ingested, KnowledgeBaseError
 
-from .. import checkpoints
+from .. import checkpoints, transfer
 from ..checkpoints import FetchError
 from ..engine import EngineError, Source
 from ..library import LibraryError
 from ..session import Chat, Reply
 from ..settings import TIERS, Settings
 from ..startup import Startup
+from ..store import StoredMessage, StoreError
 from ..texts import preferred, say
+from ..tree import Node, Tree, TreeError
 from . import render
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
 ALL = "*"  #: every family
+
+NOTHING = (gr.skip(),) * 7
+"""TURN, the outputs of a turn, unchanged: messages, sources, progress line, conversation, conversations, input, which
+message is being edited."""
 
 Kept = dict[str, str | None]
 """What the browser remembers across a reload: {"conversation": id, "base": name}. A handler that has it as an output
@@ -69,9 +76,12 @@ class Handlers:
     def show_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Messages, sources and progress line of a kept conversation."""
         language = self.language(request)
-        stored = self._chat.store.messages(conversation) if conversation else []
-        sources = stored[-1].sources if stored else ()
-        return render.messages(stored, language), render.sources_pane(sources, language), ""
+        return self._branch(self._chat.store.tree(conversation) if conversation else Tree(), language)
+
+    def _branch(self, tree: Tree, language: str, progress: str | None = None) -> tuple[Any, ...]:
+        sources = tree[tree.leaf].message.sources if tree.leaf is not None else ()
+        line = render.undone(tree, language) if progress is None else progress
+        return render.branch(tree, language), render.sources_pane(sources, language), line
 
     def state(self, request: gr.Request) -> str:
         status = self._chat.engine.status
@@ -92,28 +102,83 @@ class Handlers:
     # Chatting
 
     def send(
-        self, text: str, shown: list[dict[str, Any]], conversation: str | None, base: str | None, request: gr.Request
+        self, text: str, conversation: str | None, base: str | None, editing: int | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Streams the reply: messages, sources, progress line, conversation, conversations, input."""
-        language = self.language(request)
+        """Streams the reply to what was typed, which may be another version of an earlier message: TURN."""
         if not text.strip():
-            yield (gr.skip(),) * 6
+            yield NOTHING
             return
+        tree = self._chat.store.tree(conversation) if conversation else Tree()
         conversation = conversation or self._chat.store.create().id
-        shown = [*shown, {"role": "user", "content": render.user(text)}]
+        if editing in tree.nodes:
+            before, start = tree.path_to(tree[editing].parent), partial(self._chat.edit, conversation, editing, text)
+        else:
+            before, start = tree.path, partial(self._chat.send, conversation, text)
+        yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
+
+    def act(
+        self, event: gr.EventData, conversation: str | None, base: str | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Does what a link below a message says: TURN."""
+        if not conversation:
+            yield NOTHING
+            return
+        try:
+            yield from self._act(event.do, event.message, conversation, base, request)
+        except TreeError as error:  # the page showed what another window has changed
+            _warn(error)
+            yield (*self.show_conversation(conversation, request), *NOTHING[3:])
+
+    def _act(
+        self, do: str, message: int, conversation: str, base: str | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        language, chat, tree = self.language(request), self._chat, self._chat.store.tree(conversation)
+        match do:
+            case "choose":
+                yield (*self._branch(chat.choose(conversation, message), language), *NOTHING[3:])
+            case "undo":
+                yield (*self._branch(chat.undo(conversation), language), *NOTHING[3:])
+            case "edit":
+                text = gr.update(value=tree.editable(message).message.content)
+                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message)
+            case "cancel":
+                yield (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None)
+            case "regenerate":
+                before = tree.path_to(tree.question(message).id)
+                start = partial(chat.regenerate, conversation, message)
+                yield from self._stream(conversation, before, [], start, base, request)
+            case "continue":
+                before = tree.path_to(tree.continuable().parent)
+                yield from self._stream(
+                    conversation, before, [], lambda _, cancel: chat.continue_(conversation, cancel), None, request
+                )
+
+    def _stream(
+        self,
+        conversation: str,
+        before: Sequence[Node],
+        asked: Sequence[StoredMessage],
+        start: Callable[[str | None, threading.Event], Iterator[Reply]],
+        base: str | None,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """A reply as it grows behind the messages before it: TURN."""
+        language = self.language(request)
+        shown = render.messages([*(node.message for node in before), *asked], language)
         cancel = self._cancels[request.session_hash or ""] = threading.Event()
-        yield shown, gr.skip(), "", conversation, gr.skip(), _busy()
+        yield shown, gr.skip(), "", conversation, gr.skip(), _busy(), None
         try:
             reply = Reply()
-            for reply in _paced(self._chat.send(conversation, text, base or None, cancel)):
+            for reply in _paced(start(base or None, cancel)):
                 if self._cancels.get(request.session_hash or "") is not cancel:
                     continue  # the page shows another conversation by now; this one goes to disk
-                yield (*self._reply(shown, reply, language), *(gr.skip(),) * 3)
+                yield (*self._reply(shown, reply, language), *NOTHING[3:])
             if self._cancels.get(request.session_hash or "") is cancel:
-                conversations = self._conversations(conversation, language)
-                yield (*self._reply(shown, reply, language), gr.skip(), conversations, _idle())
+                line = render.progress_line(reply, language)
+                kept = self._branch(self._chat.store.tree(conversation), language, line)
+                yield (*kept, gr.skip(), self._conversations(conversation, language), _idle(), gr.skip())
             else:
-                yield (gr.skip(),) * 6  # Gradio shows what was yielded last once more
+                yield NOTHING  # Gradio shows what was yielded last once more
         finally:
             cancel.set()
 
@@ -134,14 +199,21 @@ class Handlers:
     # Conversations
 
     def new_chat(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources, progress line, conversation, input, kept, conversations."""
+        """Messages, sources, progress line, conversation, input, editing, kept, conversations."""
         return *self.choose_conversation(None, kept, request), self._conversations(None, self.language(request))
 
-    def choose_conversation(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources, progress line, conversation, input, kept. A reply that streams elsewhere is stopped."""
+    def choose_conversation(self, chosen: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """Messages, sources, progress line, conversation, input, editing, kept.
+
+        `chosen` is a conversation, or one with a message that was searched for ("id/message"), whose branch is shown
+        then. A reply that streams elsewhere is stopped.
+        """
         self.leave(request)
+        conversation, _, message = (chosen or "").partition("/")
+        if message and int(message) not in {node.id for node in self._chat.store.tree(conversation).path}:
+            self._chat.choose(conversation, int(message))
         shown = self.show_conversation(conversation, request)
-        return *shown, conversation, _idle(), self.keep_conversation(conversation, kept)
+        return *shown, conversation or None, _idle(), None, self.keep_conversation(conversation or None, kept)
 
     def keep_conversation(self, conversation: str | None, kept: Kept) -> Kept:
         return {**kept, "conversation": conversation}
@@ -150,6 +222,53 @@ class Handlers:
         rows = self._chat.store.conversations()
         choices = [(row.title or say(language, "untitled"), row.id) for row in rows]
         return gr.update(choices=choices, value=chosen if chosen in {row.id for row in rows} else None)
+
+    def search(self, text: str, conversation: str | None, request: gr.Request) -> Any:
+        """The conversations in which a text is found; all for an empty one."""
+        language = self.language(request)
+        if not text.strip():
+            return self._conversations(conversation, language)
+        hits = self._chat.store.search(text)
+        return gr.update(choices=[render.hit(hit, language) for hit in hits], value=None)
+
+    def about_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, Any, str]:
+        """What can be done with a conversation: the section, its title, its files."""
+        rows = {row.id: row for row in self._chat.store.conversations()}
+        if conversation not in rows:
+            return gr.update(visible=False), "", ""
+        return gr.update(visible=True), rows[conversation].title, render.exports(conversation, self.language(request))
+
+    def rename(self, title: str, conversation: str | None, request: gr.Request) -> Any:
+        if conversation:
+            self._chat.store.rename(conversation, title)
+        return self._conversations(conversation, self.language(request))
+
+    def delete(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """As `new_chat`; then what was deleted, and the button that brings it back."""
+        if conversation:
+            self._chat.store.delete(conversation)
+        back = gr.update(visible=bool(conversation))
+        return *self.new_chat(kept, request), conversation, back
+
+    def restore(self, deleted: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """As `delete`, the other way round."""
+        if deleted:
+            self._chat.store.restore(deleted)
+        shown = self.choose_conversation(deleted, kept, request)
+        return *shown, self._conversations(deleted, self.language(request)), None, gr.update(visible=False)
+
+    def import_conversation(self, file: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        """As `new_chat`, with the conversation of an exported file."""
+        path = Path(file)
+        try:
+            conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
+        except (transfer.TransferError, StoreError, OSError) as error:
+            _warn(error)
+            return *(gr.skip(),) * 6, kept, gr.skip()
+        finally:
+            path.unlink(missing_ok=True)
+        shown = self.choose_conversation(conversation, kept, request)
+        return *shown, self._conversations(conversation, self.language(request))
 
     # Model
 

@@ -16,6 +16,7 @@ from ..texts import CATALOGUE
 from .handlers import Handlers
 
 STYLE = Path(__file__).with_name("style.css")
+ACTIONS = Path(__file__).with_name("actions.js")
 
 #: Fonts that are on the user's machine: nothing is asked of a font server, and Chinese looks right on every system.
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
@@ -61,6 +62,7 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
     with gr.Blocks(title="Quatrain", analytics_enabled=False, fill_width=True) as page:
         kept = gr.BrowserState({"conversation": None, "base": None}, storage_key="quatrain", secret="quatrain")
         conversation = gr.State(None)
+        editing = gr.State(None)
         with gr.Row(elem_id="panes", equal_height=True):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
                 left = _left(label)
@@ -69,7 +71,7 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
             with gr.Column(scale=3, min_width=260, elem_id="right"):
                 gr.HTML(_heading(label("sources")), elem_classes="heading")
                 sources = gr.HTML(elem_id="sources")
-        parts = {**left, **centre, "sources": sources, "conversation": conversation, "kept": kept}
+        parts = {**left, **centre, "sources": sources, "conversation": conversation, "editing": editing, "kept": kept}
         _connect(page, handlers, parts)
     return page
 
@@ -96,7 +98,7 @@ def _theme() -> gr.themes.Base:
 def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
     new_chat = gr.Button(label("new_chat"), variant="primary", size="md", elem_id="new-chat")
-    conversations = gr.Radio([], label=label("conversations"), elem_id="conversations")
+    conversation = _conversations(label)
     family = gr.Dropdown([], label=label("family"), interactive=True, elem_id="family")
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
@@ -116,7 +118,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         )
     return {
         "new_chat": new_chat,
-        "conversations": conversations,
+        **conversation,
         "family": family,
         "model": model,
         "adapter": adapter,
@@ -127,6 +129,30 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "files": files,
         "documents": documents,
         "new_base": new_base,
+    }
+
+
+def _conversations(label: Callable[[str], Any]) -> dict[str, Any]:
+    """The list, and what can be done with the conversation that is open."""
+    hint = label("search")
+    search = gr.Textbox(label=hint, placeholder=hint, show_label=False, max_lines=1, elem_id="search")
+    conversations = gr.Radio([], label=label("conversations"), elem_id="conversations")
+    restore = gr.Button(label("restore"), size="sm", visible=False, elem_id="restore")
+    with gr.Accordion(label("this_conversation"), open=False, visible=False, elem_id="conversation-section") as about:
+        title = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="title")
+        exports = gr.HTML(elem_id="exports")
+        delete = gr.Button(label("delete"), size="sm", elem_id="delete")
+    import_file = gr.UploadButton(label("import"), file_types=[".json", ".md"], size="sm", elem_id="import")
+    return {
+        "search": search,
+        "conversations": conversations,
+        "restore": restore,
+        "about": about,
+        "title": title,
+        "exports": exports,
+        "delete": delete,
+        "import": import_file,
+        "deleted": gr.State(None),
     }
 
 
@@ -157,7 +183,12 @@ def _centre(label: Callable[[str], Any]) -> dict[str, Any]:
         autofocus=True,
         elem_id="text",
     )
-    return {"messages": messages, "text": text, "progress": gr.HTML(elem_id="progress")}
+    return {
+        "messages": messages,
+        "text": text,
+        "progress": gr.HTML(elem_id="progress"),
+        "actions": gr.HTML(js_on_load=ACTIONS.read_text(encoding="utf-8"), elem_id="actions"),
+    }
 
 
 def _heading(text: Any) -> str:
@@ -181,19 +212,28 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 
+    turn = only(*shown, "conversation", "conversations", "text", "editing")
     parts["text"].submit(
-        handlers.send,
-        only("text", "messages", "conversation", "base"),
-        only(*shown, "conversation", "conversations", "text"),
-        concurrency_limit=None,
-        **quiet,
+        handlers.send, only("text", "conversation", "base", "editing"), turn, concurrency_limit=None, **quiet
     )
+    parts["actions"].click(handlers.act, only("conversation", "base"), turn, concurrency_limit=None, **quiet)
     parts["text"].stop(handlers.stop, queue=False)
 
-    chosen = only(*shown, "conversation", "text", "kept")
-    parts["new_chat"].click(handlers.new_chat, only("kept"), [*chosen, parts["conversations"]], **quiet)
+    chosen = only(*shown, "conversation", "text", "editing", "kept")
+    listed = [*chosen, parts["conversations"]]
+    parts["new_chat"].click(handlers.new_chat, only("kept"), listed, **quiet)
     parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)
     parts["conversation"].change(handlers.keep_conversation, only("conversation", "kept"), only("kept"), **quiet)
+    # Not `input`: that is about keys, and Chinese comes from an input method, or is pasted.
+    parts["search"].change(handlers.search, only("search", "conversation"), only("conversations"), **quiet)
+    about = only("about", "title", "exports")
+    for part in (parts["conversation"], parts["conversations"]):
+        part.change(handlers.about_conversation, only("conversation"), about, **quiet)
+    parts["title"].submit(handlers.rename, only("title", "conversation"), only("conversations"), **quiet)
+    deleted = [*listed, *only("deleted", "restore")]
+    parts["delete"].click(handlers.delete, only("conversation", "kept"), deleted, **quiet)
+    parts["restore"].click(handlers.restore, only("deleted", "kept"), deleted, **quiet)
+    parts["import"].upload(handlers.import_conversation, only("import", "kept"), listed, **quiet)
     for name in ("model", "tier"):
         parts[name].input(handlers.choose_model, only("model", "tier"), [*only(*model, "state"), timer], **quiet)
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)

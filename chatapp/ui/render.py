@@ -11,8 +11,9 @@ from knowledge import Ingested
 from ..engine import Status
 from ..session import Reply
 from ..startup import Fetching
-from ..store import StoredMessage
+from ..store import Hit, StoredMessage
 from ..texts import say
+from ..tree import Node, Tree
 
 #: Characters that HTML, Markdown or LaTeX would act on wherever they stand.
 ACTIVE = re.compile(r"[&<>\"'\\`*_$\[\]|~^]")
@@ -21,6 +22,10 @@ TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
 SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 PARAGRAPH = re.compile(r"\n\s*\n")
+
+#: States of a kept reply that are said below it.
+NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
+FILES = {"json": "JSON", "markdown": "Markdown"}
 
 
 def escape(text: str, active: re.Pattern[str] = ACTIVE) -> str:
@@ -56,9 +61,85 @@ def user(text: str) -> str:
     return SPACES.sub(lambda match: "&nbsp;" * len(match[0].expandtabs(4)), escape(text, TYPED))
 
 
+def branch(tree: Tree, language: str) -> list[dict[str, str]]:
+    """The branch that is shown, with what can be done below each message."""
+    path = tree.path
+    shown = messages([node.message for node in path], language)
+    return [
+        {**message, "content": f"{_closed(message['content'])}\n\n{_actions(tree, node, language)}"}
+        for node, message in zip(path, shown, strict=True)
+    ]
+
+
+def _actions(tree: Tree, node: Node, language: str) -> str:
+    """Links that actions.js makes events of. They are harmless: a model could write such links as well."""
+    last, message = node.id == tree.leaf, node.message
+    offered = {
+        "edit": message.role == "user",
+        "regenerate": last,
+        "continue": last and message.unfinished,
+        "undo": last,
+    }
+    links = [_action(do, node.id, say(language, do)) for do, offer in offered.items() if offer]
+    note = [say(language, NOTES[message.state])] if message.state in NOTES else []
+    return f'<div class="acts {message.role}">{" ".join([*note, *_pager(tree, node), *links])}</div>'
+
+
+def _pager(tree: Tree, node: Node) -> list[str]:
+    """‹ 2/3 › where a message has other versions."""
+    ids = [version.id for version in tree.versions(node.id)]
+    if len(ids) == 1:
+        return []
+    at = ids.index(node.id)
+    before = _action("choose", ids[at - 1], "‹") if at else "‹"
+    after = _action("choose", ids[at + 1], "›") if at + 1 < len(ids) else "›"
+    return [f"<span>{before} {at + 1}/{len(ids)} {after}</span>"]
+
+
+def _action(do: str, message: int, label: str) -> str:
+    return f'<a href="#q-{do}-{message}">{label}</a>'
+
+
+def undone(tree: Tree, language: str) -> str:
+    """The way back to what was undone: the newest branch behind the one that is shown."""
+    further = tree.children(tree.leaf)
+    if not further:
+        return ""
+    return f'<p class="hint">{say(language, "undone")} {_action("choose", further[-1].id, say(language, "redo"))}</p>'
+
+
+def editing(language: str) -> str:
+    """What sending does while an earlier message is in the input."""
+    return f'<p class="hint">{say(language, "editing")} {_action("cancel", 0, say(language, "cancel"))}</p>'
+
+
+def hit(found: Hit, language: str) -> tuple[str, str]:
+    """A conversation that was found, as a choice: its label in two lines, and where to go."""
+    title, snippet = found.title or say(language, "untitled"), found.snippet
+    if found.message is None:
+        return title, found.id
+    return f"{title}\n{snippet.before}{snippet.hit}{snippet.behind}", f"{found.id}/{found.message}"
+
+
+def exports(conversation: str, language: str) -> str:
+    """Links to a conversation's files."""
+    address = f"/v1/conversations/{conversation}/export?format="
+    links = [f'<a href="{address}{name}" download>{title}</a>' for name, title in FILES.items()]
+    return f'<p class="hint">{say(language, "export")}: {" · ".join(links)}</p>'
+
+
 def _stored_reply(message: StoredMessage, language: str) -> str:
     """A reply on disk; one that failed or was stopped before its first word says so."""
-    return assistant(message.content or f"*{say(language, 'unanswered')}*", message.sources, language)
+    text = message.content
+    if not text and not message.failure:
+        text = f"*{say(language, 'unanswered')}*"
+    if message.state == "nothing_found":
+        text = message.content or say(language, "nothing_found")
+    return assistant(_with_failure(text, message.failure), message.sources, language)
+
+
+def _with_failure(text: str, failure: str) -> str:
+    return f"{_closed(text)}\n\n⚠ {escape(failure)}".strip() if failure else text
 
 
 def reply_message(reply: Reply, language: str) -> dict[str, str]:
@@ -66,8 +147,7 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
     text = reply.text or ("" if reply.state in ("done", "stopped", "failed") else "…")
     if reply.nothing_found and not reply.text:
         text = say(language, "nothing_found")
-    if reply.failure:
-        text = f"{_closed(text)}\n\n⚠ {escape(reply.failure)}".strip()
+    text = _with_failure(text, reply.failure)
     finished = reply.state in ("done", "stopped", "failed")
     return {"role": "assistant", "content": assistant(text, reply.sources if finished else (), language)}
 

@@ -1,0 +1,36 @@
+"""What a conversation wants of its replies, whichever model and tier give them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from .conversation import whole_characters
+
+Text = Annotated[str, AfterValidator(whole_characters)]
+
+
+class SamplingChoice(BaseModel):
+    """How tokens are drawn, where that differs from what the model's authors recommend."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+
+    def options(self) -> dict[str, Any]:
+        """The fields of models.Sampling that were chosen."""
+        # Dividing by next to nothing gives infinities; what is meant is the likeliest token.
+        temperature = 0.0 if self.temperature is not None and self.temperature < 0.01 else self.temperature
+        chosen = {"temperature": temperature, "top_p": self.top_p, "seed": self.seed}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+class Preferences(SamplingChoice):
+    """The settings of a conversation; what is None is left to the model, or not asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: Text | None = None
+    knowledge_base: Text | None = None
+    max_tokens: int | None = Field(None, ge=1)

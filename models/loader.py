@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,11 @@ from . import kept
 from .base import BaseModel, CheckpointError
 from .cache import KVCache
 from .chat_formats import Facts, chat_formats, choose_format
+from .footprint import Footprint, footprint
 from .formats import Checkpoint, Weight, glance, open_checkpoint
 from .kept import Stored
 from .layers import Embedding
+from .memory import trim
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, quantize
 from .registry import Architecture, resolve
@@ -86,6 +86,15 @@ class LoadedModel:
         packed = [module.weight for module in self.model.modules() if isinstance(module, QUANTIZED)]
         return sum(parameter.nbytes for parameter in self.model.parameters()) + sum(each.nbytes for each in packed)
 
+    @cached_property
+    def needs(self) -> Footprint:
+        """What the model takes of memory beside its weights."""
+        return footprint(self.checkpoint.config)
+
+    def scratch(self, window: int, chunk: int) -> int:
+        """Bytes that come and go while `chunk` tokens at the end of a window are read."""
+        return self.needs.scratch(self.tier, self.device.type, window, chunk)
+
     def new_cache(self, length: int | None = None) -> KVCache:
         """A cache for `length` positions (the whole window by default): fp16, or fp32 in tier fp32."""
         dtype = torch.float32 if self.tier == "fp32" else torch.float16
@@ -120,7 +129,7 @@ def load(
     model = _empty(architecture, checkpoint.config)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
-        _give_back()
+        trim()  # what comes and goes between small matrices leaves holes as large as half of a small model
     window = min(context or model.args.context, model.args.context)
     return LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
 
@@ -222,14 +231,6 @@ def stored(weight: Weight, bits: int) -> Stored:
     if isinstance(weight, torch.Tensor):
         return quantize(weight, bits)
     return weight.pack() if weight.bits <= bits else quantize(weight.dequantize(), bits)
-
-
-def _give_back() -> None:
-    """Returns freed memory to the system: what comes and goes while small matrices are read leaves holes between them
-    that take as much as half of a small model, and that glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _place(model: nn.Module, name: str, weight: Stored) -> None:

@@ -16,6 +16,7 @@ from models.base import BaseModel, CacheShape
 from models.cache import KVCache
 from models.prompts import ChatHints
 from models.registry import resolve
+from tests.tiny import LLAMA
 
 
 class HashEmbeddings(Embeddings):
@@ -109,7 +110,7 @@ class ScriptedModel(BaseModel):
 class ByteCheckpoint:
     """What a loaded model asks its checkpoint for."""
 
-    config = {"eos_token_id": IM_END}
+    config = LLAMA | {"eos_token_id": IM_END}
 
     def tokenizer(self) -> ByteTokenizer:
         return ByteTokenizer()

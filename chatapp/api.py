@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 import uuid
@@ -12,11 +13,12 @@ from contextlib import closing
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
 from models import End, Token
@@ -69,9 +71,11 @@ class ChatRequest(BaseModel):
 
 def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
     """Adds GET /health and POST /v1/chat/completions."""
+    # A thread for each request: from a bounded number those that wait would take all, and the running one had none.
+    threads = anyio.CapacityLimiter(math.inf)
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         status = engine.status
         return {"status": "ok", "model": {"name": status.name, "state": status.state, "message": status.message}}
 
@@ -83,9 +87,9 @@ def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
         reply = _Reply(engine.status.name)
         events = answer(engine, question, reply.cancel)
         if request.stream:
-            lines = _while_connected(connection, reply.cancel, reply.lines(events))
+            lines = _while_connected(connection, threads, reply.cancel, reply.lines(events))
             return StreamingResponse(lines, media_type="text/event-stream")
-        async for _ in _while_connected(connection, reply.cancel, reply.texts(events)):
+        async for _ in _while_connected(connection, threads, reply.cancel, reply.texts(events)):
             pass
         return JSONResponse(reply.whole())
 
@@ -121,12 +125,12 @@ def _error(message: str, status: int) -> dict[str, Any]:
 
 
 async def _while_connected(
-    connection: Request, cancel: threading.Event, steps: Generator[str, None, None]
+    connection: Request, threads: anyio.CapacityLimiter, cancel: threading.Event, steps: Generator[str, None, None]
 ) -> AsyncIterator[str]:
     """Blocking steps, cancelled as soon as the client goes away: a model may read for minutes and send nothing."""
     watcher = asyncio.create_task(_cancel_when_gone(connection, cancel))
     try:
-        async for step in iterate_in_threadpool(steps):
+        while (step := await anyio.to_thread.run_sync(next, steps, None, limiter=threads)) is not None:
             yield step
     finally:
         watcher.cancel()
@@ -148,6 +152,7 @@ class _Reply:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._text: list[str] = []
         self._passages: Sequence[Passage] = ()
+        self._ledger: dict[str, Any] | None = None
         self._reason = "stop"
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
@@ -166,7 +171,7 @@ class _Reply:
             "object": "chat.completion",
             "choices": [choice],
             "usage": self._usage,
-            "citations": self._citations(),
+            **self._evidence(),
         }
 
     def lines(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
@@ -176,7 +181,7 @@ class _Reply:
             for text in self.texts(events):
                 if text:
                     yield self._chunk({"content": text})
-            yield self._chunk({}, finish_reason=self._reason, usage=self._usage, citations=self._citations())
+            yield self._chunk({}, finish_reason=self._reason, usage=self._usage, **self._evidence())
         except FAILURES as error:
             yield _line(_error(str(error), STATUS[type(error)]))
         except Cancelled:
@@ -189,8 +194,8 @@ class _Reply:
             case Found(passages=passages):
                 self._passages = passages
                 return "" if passages else NOTHING_FOUND
-            case Plan(passages=passages):
-                self._passages = passages
+            case Plan(passages=passages, ledger=ledger):
+                self._passages, self._ledger = passages, ledger.as_json()
             case Token(text=text):
                 return text
             case End(reason=reason, timings=timings):
@@ -202,8 +207,9 @@ class _Reply:
                 }
         return ""
 
-    def _citations(self) -> list[dict[str, Any]]:
-        return [passage_data(passage) for passage in self._passages]
+    def _evidence(self) -> dict[str, Any]:
+        """The passages that the model was given, and what its window was spent on (None where it was not asked)."""
+        return {"citations": [passage_data(passage) for passage in self._passages], "ledger": self._ledger}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}

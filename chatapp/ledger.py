@@ -65,9 +65,14 @@ class Ledger:
         """Tokens of all entries of these kinds."""
         return sum(entry.tokens for entry in self.entries if entry.kind in kinds)
 
-    def missing(self, kind: str, reason: str | None = None) -> int:
-        """How many exchanges or passages were left out, for one reason or any."""
-        return sum(each.kind == kind and reason in (None, each.reason) for each in self.left_out)
+    def missing(self, kind: str) -> int:
+        """How many exchanges or passages were left out."""
+        return sum(each.kind == kind for each in self.left_out)
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether something was left out because memory ran out."""
+        return any(each.reason == "memory" for each in self.left_out)
 
     def begun(self, tokens: int) -> Ledger:
         """The ledger of a prompt behind which a reply has begun; what it has written is no longer to come."""

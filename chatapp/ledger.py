@@ -121,12 +121,13 @@ def _cuts(prompt: Prompt, texts: Sequence[str], ask: Callable[[str], Prompt]) ->
 
     A part begins where the prompt with nothing but the parts before it differs from this one.
     """
-    at, stop = prompt.spans[-1]
+    begin, stop = prompt.spans[-1]
     nothing = ask("")
-    before = [nothing, *(ask("".join(texts[:count])) for count in range(1, len(texts)))]
-    cuts = []
-    for each in before:
-        at = min(max(at, shared(prompt.ids, each.ids)), stop)
-        cuts.append(at)
-    behind = nothing.ids[cuts[0] : nothing.spans[-1][1]]  # what closes the message
-    return [*cuts, stop - shared(prompt.ids[at:stop][::-1], behind[::-1])]
+    at = min(max(begin, shared(prompt.ids, nothing.ids)), stop)
+    closing = nothing.ids[at : nothing.spans[-1][1]]
+    end = stop - shared(prompt.ids[at:stop][::-1], closing[::-1])
+    cuts = [at]
+    for count in range(1, len(texts)):
+        before = ask("".join(texts[:count]))
+        cuts.append(min(max(cuts[-1], shared(prompt.ids, before.ids)), end))
+    return [*cuts, end]

@@ -205,6 +205,7 @@ class Engine:
         while True:
             plan = make_plan(loaded, effort).continued(written.ids)
             yield plan
+            _raise_if(cancel)
             try:
                 events = self._generate(loaded, plan, effort.chunk, options, cancel)
                 yield from written.noting(events)

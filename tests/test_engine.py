@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from chatapp.conversation import Plan, plan
 from chatapp.effort import Effort
 from chatapp.engine import Cancelled, Engine, EngineError, Source, Waiting
-from models import CheckpointError, End, LoadedModel, Read, Sampling, Token
-from tests.fakes import Gate, ready_engine, scripted
+from models import CheckpointError, End, LoadedModel, Read, Sampling
+from tests.fakes import Gate, ready_engine, scripted, written
+from tests.waiting import eventually, in_thread
 
 
 def asks(text: str = "hi", reply: int = 64) -> Callable[[LoadedModel, Effort], Plan]:
@@ -24,32 +24,6 @@ def asks(text: str = "hi", reply: int = 64) -> Callable[[LoadedModel, Effort], P
 
 def start(engine: Engine, text: str = "hi", cancel: threading.Event | None = None, **options: Any) -> Iterator[Any]:
     return engine.stream(asks(text), options, cancel or threading.Event())
-
-
-def written(events: Iterator[Any]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Token))
-
-
-def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Runs work aside; what it returned, or the error that it raised, is in the list when the thread has ended."""
-    result = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except (EngineError, Cancelled) as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, result
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # Streaming

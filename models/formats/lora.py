@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from ..base import BaseModel, CheckpointError, Place
 from ..low_rank import LowRank, beside
 from .base import Checkpoint, Weight, floats
 from .huggingface import read_json
+from .pickles import PickledFile
 from .shards import open_shard
 
 #: Settings that change what the tensors mean, with what is said of each. (fan_in_fan_out does not: PEFT heeds it for
@@ -254,10 +253,5 @@ class LoraAdapter:
 def _open(path: Path) -> dict[str, Read]:
     if path.suffix == ".safetensors":
         return open_shard(path)
-    try:
-        # Mapped where the file's form allows it: all of a large adapter need not be in memory at once.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return {name: tensor.detach for name, tensor in tensors.items()}
-    # What torch raises for a file that is cut, is no pickle, or would run code.
-    except (pickle.PickleError, RuntimeError, ValueError, KeyError, EOFError, OSError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete; download it again.") from error
+    file = PickledFile(path)
+    return {name: partial(file.read, name) for name in file}

@@ -165,6 +165,6 @@ def test_its_bytes_are_planned(app: App) -> None:
 
 def test_ids_of_a_reply_belong_to_who_wrote_it(app: App) -> None:
     written = Turn("assistant", "hello", (7, 8), app.engine.status.writer)
-    assert written.seen_by(app.engine.status.writer).ids == (7, 8)
+    assert written.seen_by(app.engine.status.writer, 320).ids == (7, 8)
     app.choose("long")
-    assert written.seen_by(app.engine.status.writer).ids is None
+    assert written.seen_by(app.engine.status.writer, 320).ids is None

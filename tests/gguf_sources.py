@@ -32,7 +32,7 @@ class Source:
 
     architecture: str
     values: Values
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
     logits: Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -17,7 +17,7 @@ import transformers
 from gguf import GGMLQuantizationType as Kind
 
 from tests import reference
-from tests.tiny import BAICHUAN_13B, LLAMA, gguf_name, randomize
+from tests.tiny import BAICHUAN_13B, GGUF_NAMES, LLAMA, gguf_name, randomize
 
 VOCABULARY = 320
 CONTEXT = 512
@@ -32,7 +32,7 @@ class Source:
 
     architecture: str
     values: Values
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
     logits: Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -121,21 +121,6 @@ def _baichuan_values(layers: int, vocabulary: int) -> Values:
     }
 
 
-GLM_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
 def glm(ratio: float = 50.0) -> Source:
     """transformers' form of GLM-4: q, k and v apart; chatglm3-6b-32k's base of 500,000."""
     hidden, heads = 256, 4
@@ -160,7 +145,7 @@ def glm(ratio: float = 50.0) -> Source:
         "arch.rope.freq_base": 10000.0 * ratio,
         "arch.attention.layer_norm_rms_epsilon": 1e-5,
     }
-    tensors = dict(_renamed(model.state_dict(), GLM_NAMES, "model.layers."))
+    tensors = dict(_renamed(model.state_dict(), GGUF_NAMES | {"mlp.gate_up_proj": "ffn_up"}, "model.layers."))
     return Source("chatglm", values, tensors, _logits(model))
 
 

@@ -184,7 +184,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q5_0"])
 def test_gguf_bases(tmp_path: Path, kind: str) -> None:
     """Touched matrices of a quantized file are made whole, changed, and quantized again; the others stay."""
     model = save_folder(tmp_path / "base", LLAMA)

@@ -14,6 +14,7 @@ from chatapp.planner import plan_for
 from models import CheckpointError
 from models.formats import open_checkpoint
 from tests import gguf_sources
+from tests.tiny import LLAMA, save_folder
 
 
 @pytest.fixture
@@ -92,3 +93,9 @@ def test_a_folder_with_one_model(tmp_path: Path) -> None:
     gguf_sources.write(tmp_path / "two.gguf", gguf_sources.llama())
     text = refusal(tmp_path)
     assert "one.gguf, two.gguf" in text
+
+
+def test_a_folder_of_another_form_stays_what_it_is(tmp_path: Path) -> None:
+    save_folder(tmp_path, LLAMA)
+    gguf_sources.write(tmp_path / "made-from-it.gguf", gguf_sources.bloom())
+    assert models.load(tmp_path).family == "llama"

@@ -25,7 +25,8 @@ __all__ = [
     "open_checkpoint",
 ]
 
-FORMS = (GGUFCheckpoint, HuggingFaceCheckpoint, MetaCheckpoint)
+#: A folder of another form may hold a GGUF file made from it: it stays what it is.
+FORMS = (HuggingFaceCheckpoint, MetaCheckpoint, GGUFCheckpoint)
 
 
 def open_checkpoint(path: Path) -> StoredCheckpoint:
@@ -49,6 +50,6 @@ def _form(path: Path) -> type[GGUFCheckpoint | HuggingFaceCheckpoint | MetaCheck
     for form in FORMS:
         if form.recognises(path):
             return form
-    folder = "a folder without config.json, or params.json and consolidated.00.pth"
+    folder = "a folder without config.json, or params.json and consolidated.00.pth, or a .gguf file"
     what = folder if path.is_dir() else "neither a folder nor a .gguf file"
     raise CheckpointError(f"{path} is no checkpoint: it is {what}.")

@@ -48,9 +48,7 @@ class GGUFCheckpoint:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        if path.is_dir():
-            return not (path / "config.json").exists() and any(path.glob(f"*{SUFFIX}"))
-        return path.suffix == SUFFIX
+        return any(path.glob(f"*{SUFFIX}")) if path.is_dir() else path.suffix == SUFFIX
 
     @staticmethod
     def glance(path: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
-from models import Event, LoadedModel
+from models import Event, LoadedModel, once_more
 
 from .conversation import REPLY, Plan, Turn, continuing, plan
+from .effort import Effort
 from .engine import Engine, Waiting
 
 #: How many passages a question brings along when they fit.
@@ -56,33 +57,34 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
         if not passages:
             return
 
-    def make_plan(loaded: LoadedModel) -> Plan:
+    def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:
         history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
-        return plan(
-            loaded, history, partial(wording, question.text), passages, system=question.system, reply=question.reply
-        )
+        words = partial(wording, question.text)
+        return plan(loaded, history, words, passages, question.system, question.reply, effort)
 
-    def make_continuing(loaded: LoadedModel) -> Plan:
-        return continuing(loaded, question.begun.seen_by(engine.status.name, len(loaded.tokenizer)), make_plan)
+    def make_continuing(loaded: LoadedModel, effort: Effort) -> Plan:
+        begun = question.begun.seen_by(engine.status.writer, len(loaded.tokenizer))
+        return continuing(loaded, begun, partial(make_plan, effort=effort))
 
     yield from engine.stream(make_continuing if question.begun else make_plan, question.options or {}, cancel)
 
 
 def _search(base: KnowledgeBase, question: str) -> tuple[Passage, ...]:
     try:
-        return tuple(base.search(question, PASSAGES))
+        return tuple(once_more(lambda: base.search(question, PASSAGES)))
     except (sqlite3.Error, OSError, MemoryError, RuntimeError) as error:
         reason = str(error) or "memory ran out"
         raise KnowledgeBaseError(f"The documents can't be searched ({reason}); start again.") from error
 
 
-def wording(question: str, passages: Sequence[Passage]) -> str:
-    """The user's message for the model, in the question's language, with the passages numbered."""
+def wording(question: str, passages: Sequence[Passage]) -> list[str]:
+    """The user's message for the model, in the question's language, in parts: an instruction, each passage with its
+    number, the question."""
     if not passages:
-        return question
+        return [question]
     words = CHINESE if HAN.search(question) else ENGLISH
     cited = [words.passage(number, passage) for number, passage in enumerate(passages, start=1)]
-    return "\n\n".join([words.instruction, *cited, words.question.format(question)])
+    return [*(f"{part}\n\n" for part in (words.instruction, *cited)), words.question.format(question)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 import uuid
@@ -12,11 +13,12 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AliasChoices, BaseModel, Field
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
 from models import End, Token
@@ -61,7 +63,7 @@ def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
     """Adds GET /health and POST /v1/chat/completions."""
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         status = engine.status
         return {"status": "ok", "model": {"name": status.name, "state": status.state, "message": status.message}}
 
@@ -114,9 +116,11 @@ async def while_connected(
     connection: Request, cancel: threading.Event, steps: Generator[str, None, None]
 ) -> AsyncIterator[str]:
     """Blocking steps, cancelled as soon as the client goes away: a model may read for minutes and send nothing."""
+    # A thread for each request: of a bounded number those that wait would take all, and the running one had none.
+    threads = anyio.CapacityLimiter(math.inf)
     watcher = asyncio.create_task(_cancel_when_gone(connection, cancel))
     try:
-        async for step in iterate_in_threadpool(steps):
+        while (step := await anyio.to_thread.run_sync(next, steps, None, limiter=threads)) is not None:
             yield step
     finally:
         watcher.cancel()
@@ -138,6 +142,7 @@ class _Reply:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._text: list[str] = []
         self._passages: Sequence[Passage] = ()
+        self._ledger: dict[str, Any] | None = None
         self._reason = "stop"
         self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
@@ -156,7 +161,7 @@ class _Reply:
             "object": "chat.completion",
             "choices": [choice],
             "usage": self._usage,
-            "citations": self._citations(),
+            **self._evidence(),
         }
 
     def lines(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
@@ -166,7 +171,7 @@ class _Reply:
             for text in self.texts(events):
                 if text:
                     yield self._chunk({"content": text})
-            yield self._chunk({}, finish_reason=self._reason, usage=self._usage, citations=self._citations())
+            yield self._chunk({}, finish_reason=self._reason, usage=self._usage, **self._evidence())
         except FAILURES as error:
             yield line(error_body(str(error), STATUS[type(error)]))
         except Cancelled:
@@ -179,8 +184,8 @@ class _Reply:
             case Found(passages=passages):
                 self._passages = passages
                 return "" if passages else NOTHING_FOUND
-            case Plan(passages=passages):
-                self._passages = passages
+            case Plan(passages=passages, ledger=ledger):
+                self._passages, self._ledger = passages, ledger.as_json()
             case Token(text=text):
                 return text
             case End(reason=reason, timings=timings):
@@ -192,8 +197,9 @@ class _Reply:
                 }
         return ""
 
-    def _citations(self) -> list[dict[str, Any]]:
-        return [passage_data(passage) for passage in self._passages]
+    def _evidence(self) -> dict[str, Any]:
+        """The passages that the model was given, and what its window was spent on (None where it was not asked)."""
+        return {"citations": [passage_data(passage) for passage in self._passages], "ledger": self._ledger}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}

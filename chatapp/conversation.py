@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from knowledge import Passage
 from models import LoadedModel, Prompt
 
+from .effort import Effort
+from .ledger import Entry, Ledger, LeftOut, attribute
+
 #: A reply may always be this long, in tokens, or a quarter of a window that is smaller.
 REPLY = 512
+#: Characters by which a turn is known in lists.
+TITLE = 60
+ALL_THAT_FITS = Effort()
+
+#: The parts of the message that asks, put together without anything between them: the question alone, or an
+#: instruction, each passage, and the question.
+Wording = Callable[[Sequence[Passage]], Sequence[str]]
 
 
 class QuestionTooLong(ValueError):
-    """The question alone does not fit; the text says how long it may be."""
+    """The question, or what must go with it, does not fit; the text says how long it may be."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,33 @@ class Turn:
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompt of one turn and what did not fit: exchanges from the oldest, passages from the lowest score."""
+    """The prompt of one turn, and the ledger of what went into it and what did not."""
 
     prompt: Prompt
     passages: tuple[Passage, ...]
-    dropped_turns: int
-    dropped_passages: int
-    reply: int  #: tokens that the reply may take
+    exchanges: int  #: how many are in it
+    ledger: Ledger
+
+    @property
+    def reply(self) -> int:
+        """Tokens that the reply may take."""
+        return self.ledger.reply
+
+    @property
+    def dropped_turns(self) -> int:
+        """How many of the oldest exchanges were left out."""
+        return self.ledger.missing("exchange")
+
+    @property
+    def dropped_passages(self) -> int:
+        """How many of the weakest passages were left out."""
+        return self.ledger.missing("passage")
+
+    def continued(self, begun: Sequence[int]) -> Plan:
+        """The plan with what the reply has written so far behind its prompt."""
+        if not begun:
+            return self
+        return replace(self, prompt=self.prompt.continued(begun), ledger=self.ledger.begun(len(begun)))
 
 
 def reply_budget(context: int, wanted: int = REPLY) -> int:
@@ -57,43 +88,133 @@ def reply_budget(context: int, wanted: int = REPLY) -> int:
 def plan(
     loaded: LoadedModel,
     history: Sequence[Turn],
-    question: Callable[[Sequence[Passage]], str],
+    question: Wording,
     passages: Sequence[Passage] = (),
     system: str | None = None,
     reply: int = REPLY,
+    effort: Effort = ALL_THAT_FITS,
 ) -> Plan:
-    """Fits a turn into the window, whole messages only; what is left out is counted.
+    """Fits a turn into the window, whole messages only; what is left out is in the ledger.
 
     First come the question and its best passage, then the newest exchange, then the other passages from the best down,
-    then older exchanges from the newest back. `question` words the turn with the passages that it is given. Raises
-    QuestionTooLong.
+    then older exchanges from the newest back; of neither more than the effort allows. Raises QuestionTooLong.
     """
     room = loaded.context - reply_budget(loaded.context, reply)
-    first = [Turn("system", system)] if system else []
-    exchanges = _exchanges(history)
-
-    def prompt(kept: int, passages: Sequence[Passage]) -> Prompt:
-        newest = exchanges[len(exchanges) - kept :]
-        turns = [turn for exchange in newest for turn in exchange]
-        return loaded.chat_prompt([turn.message() for turn in (*first, *turns, Turn("user", question(passages)))])
+    draft = _Draft(loaded, system, _exchanges(history), question)
+    allowed = list(passages[: effort.passages])
+    longest = len(draft.exchanges) if effort.exchanges is None else min(effort.exchanges, len(draft.exchanges))
 
     def fits(kept: int, passages: Sequence[Passage]) -> bool:
-        return len(prompt(kept, passages).ids) <= room
+        return len(draft.prompt(kept, passages).ids) <= room
 
-    least = passages[:1]
+    least = allowed[:1]
     if not fits(0, least):
-        raise QuestionTooLong(_too_long(len(prompt(0, least).ids), room, bool(least)))
-    newest = 1 if exchanges and fits(1, least) else 0
-    quoted = list(passages)
+        raise QuestionTooLong(_refusal(draft, least, room))
+    newest = 1 if longest and fits(1, least) else 0
+    quoted = list(allowed)
     while not fits(newest, quoted):
         quoted.pop()
     # From the newest back: rendering all of a long conversation again and again would hold up the queue.
     kept = newest
-    while 0 < kept < len(exchanges) and fits(kept + 1, quoted):
+    while 0 < kept < longest and fits(kept + 1, quoted):
         kept += 1
-    fitted = prompt(kept, quoted)
-    left = loaded.context - len(fitted.ids)
-    return Plan(fitted, tuple(quoted), len(exchanges) - kept, len(passages) - len(quoted), min(reply, left))
+    fitted = draft.prompt(kept, quoted)
+    left_out = (
+        *_exchanges_left_out(draft.exchanges, kept, longest),
+        *(_passage_left_out(passage, "room") for passage in allowed[len(quoted) :]),
+        *(_passage_left_out(passage, "memory") for passage in passages[len(allowed) :]),
+    )
+    entries = draft.entries(fitted, kept, quoted)
+    ledger = Ledger(loaded.context, min(reply, loaded.context - len(fitted.ids)), entries, left_out)
+    return Plan(fitted, tuple(quoted), kept, ledger)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a prompt could be made of."""
+
+    loaded: LoadedModel
+    system: str | None
+    exchanges: Sequence[Sequence[Turn]]
+    question: Wording
+
+    def before(self, kept: int) -> list[Turn]:
+        """The messages in front of the question, with the newest `kept` exchanges."""
+        newest = self.exchanges[len(self.exchanges) - kept :]
+        opening = [Turn("system", self.system)] if self.system else []
+        return [*opening, *(turn for exchange in newest for turn in exchange)]
+
+    def prompt(self, kept: int, passages: Sequence[Passage]) -> Prompt:
+        return self.saying("".join(self.question(passages)), kept)
+
+    def saying(self, text: str, kept: int = 0) -> Prompt:
+        """The prompt with this text as the last message."""
+        turns = [*self.before(kept), Turn("user", text)]
+        return self.loaded.chat_prompt([turn.message() for turn in turns])
+
+    def entries(self, prompt: Prompt, kept: int, passages: Sequence[Passage]) -> tuple[Entry, ...]:
+        """What the tokens of a prompt are spent on."""
+        messages = [_turn_entry(turn) for turn in self.before(kept)]
+        quoting = [Entry("instruction"), *map(_passage_entry, passages)] if passages else []
+        texts = self.question(passages)
+        return attribute(prompt, messages, [*quoting, Entry("question")], texts, partial(self.saying, kept=kept))
+
+
+def _turn_entry(turn: Turn) -> Entry:
+    if turn.role == "system":
+        return Entry("system")
+    return Entry("turn", title=title(turn.content), role=turn.role)
+
+
+def _passage_entry(passage: Passage) -> Entry:
+    return Entry("passage", title=passage.name, page=passage.page, score=round(passage.score, 4))
+
+
+def _passage_left_out(passage: Passage, reason: str) -> LeftOut:
+    return LeftOut("passage", reason, passage.name, passage.page, round(passage.score, 4))
+
+
+def _exchanges_left_out(exchanges: Sequence[Sequence[Turn]], kept: int, longest: int) -> Iterator[LeftOut]:
+    """From the oldest; of the newest `longest` those that are not kept had no room."""
+    for newer, exchange in zip(range(len(exchanges), kept, -1), exchanges, strict=False):
+        yield LeftOut("exchange", "memory" if newer > longest else "room", title(exchange[0].content))
+
+
+def title(text: str) -> str:
+    """How a message begins, for lists."""
+    first = " ".join(text[: 2 * TITLE].split())
+    return first if len(first) <= TITLE else f"{first[: TITLE - 1]}…"
+
+
+def _refusal(draft: _Draft, least: Sequence[Passage], room: int) -> str:
+    """Why even the question alone does not fit, and how long it may be."""
+    *quoted, asked = draft.question(least)
+    total = len(draft.prompt(0, least).ids)
+    without = len(draft.saying("".join(quoted)).ids)
+    if without < room:
+        what = "The question beside the best passage" if quoted else "The question"
+        return _too_long(what, asked, total - without, room - without)
+    if quoted and len(draft.saying("").ids) < room:
+        return (
+            f"The best passage takes {without} tokens and the window has room for {room}; ask without the documents, "
+            "or give the model a longer window."
+        )
+    bare = len(replace(draft, system=None).saying("").ids)
+    if draft.system and bare < room:
+        return _too_long("The system prompt", draft.system, len(draft.saying("").ids) - bare, room - bare)
+    return (
+        f"The chat format alone takes {bare} tokens and the window has room for {room}; give the model a longer "
+        "window, or choose another format."
+    )
+
+
+def _too_long(what: str, text: str, tokens: int, allowed: int) -> str:
+    characters = max(len(text) * allowed // tokens, 1)
+    step = 10 ** max(len(str(characters)) - 2, 0)
+    return (
+        f"{what} takes {tokens} tokens and the window has room for {allowed}, about {characters // step * step} "
+        f"characters; shorten it by {tokens - allowed} tokens."
+    )
 
 
 def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedModel], Plan]) -> Plan:
@@ -106,17 +227,13 @@ def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedMode
         made = make_plan(loaded.within(loaded.context - len(ids)))
     except QuestionTooLong as error:
         raise QuestionTooLong("The reply fills the window with its question; it can't be continued.") from error
-    return replace(made, prompt=made.prompt.continued(ids))
+    whole = replace(made.ledger, context=loaded.context, reply=made.reply + len(ids))
+    return replace(made, ledger=whole).continued(ids)
 
 
 def whole_characters(text: str) -> str:
     """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _too_long(tokens: int, room: int, quoting: bool) -> str:
-    what = "The question with the best passage" if quoting else "The question"
-    return f"{what} takes {tokens} tokens and the window has room for {room}; shorten it by {tokens - room} tokens."
 
 
 def _exchanges(history: Sequence[Turn]) -> list[list[Turn]]:

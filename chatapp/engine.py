@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models import BadLogitsError, End, Event, LoadedModel, Sampling, Token
+from models import OUT_OF_MEMORY, BadLogitsError, End, Event, LoadedModel, Read, Sampling, Token, once_more, ran_out
 
-from .conversation import Plan
+from .conversation import Plan, QuestionTooLong
+from .effort import LADDER, Effort
+from .hardware import free_memory
 
 #: How often a waiting request looks whether it was cancelled or has moved up, in seconds.
 POLL = 0.2
@@ -75,8 +79,11 @@ class Source:
 class Engine:
     """Requests are served one at a time, in the order they came."""
 
-    def __init__(self, loader: Callable[..., LoadedModel] = models.load) -> None:
+    def __init__(
+        self, loader: Callable[..., LoadedModel] = models.load, free_memory: Callable[[], int] = free_memory
+    ) -> None:
         self._loader = loader
+        self._free_memory = free_memory
         self._loaded: LoadedModel | None = None
         self._source: Source | None = None
         self._queue: deque[object] = deque()
@@ -149,18 +156,21 @@ class Engine:
         self._loaded = self._source = None
         self.status = Status("loading", source.name)
         try:
-            loaded = self._loader(
-                source.path,
-                tier=source.tier,
-                device=source.device,
-                context=source.context,
-                progress=self._progress,
-                store=source.store,
-                adapter=source.adapter,
-                beside=True,
+            loaded = once_more(
+                lambda: self._loader(
+                    source.path,
+                    tier=source.tier,
+                    device=source.device,
+                    context=source.context,
+                    progress=self._progress,
+                    store=source.store,
+                    adapter=source.adapter,
+                    beside=True,
+                )
             )
             self._talk(loaded.with_chat_format(source.chat_format), source)
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what was read, and the former needs its place
             raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error
         finally:
             if self._loaded is None and self.status.state == "loading":  # an error that nobody foresaw goes on
@@ -195,30 +205,57 @@ class Engine:
         return sentence
 
     def stream(
-        self, make_plan: Callable[[LoadedModel], Plan], options: Mapping[str, Any], cancel: threading.Event
+        self, make_plan: Callable[[LoadedModel, Effort], Plan], options: Mapping[str, Any], cancel: threading.Event
     ) -> Iterator[Waiting | Plan | Event]:
         """One reply: its place in the queue, the plan, then the events of generation.
 
         The plan is made when the turn has come, for the model that answers; `options` are fields of Sampling that
-        differ from what its authors recommend. Setting `cancel` ends the stream with Cancelled within one token, or
-        one layer of a chunk that is being read.
+        differ from what its authors recommend. Where memory runs out, another plan follows, which takes less, and the
+        reply goes on where it was. Setting `cancel` ends the stream with Cancelled within one token, or one layer of a
+        chunk that is being read.
         """
         ticket = object()
         with self._ticket(ticket):
             yield from self._wait(ticket, cancel)
             _raise_if(cancel)
             loaded = self.loaded
-            plan = make_plan(loaded)
-            yield plan
             with _explained():
-                yield from self._generate(loaded, plan, options, cancel)
+                events = self._attempts(loaded, make_plan, options, cancel)
+                yield from _as_shown(events, loaded.chat_format.shown)
+
+    def _attempts(
+        self,
+        loaded: LoadedModel,
+        make_plan: Callable[[LoadedModel, Effort], Plan],
+        options: Mapping[str, Any],
+        cancel: threading.Event,
+    ) -> Iterator[Plan | Event]:
+        """Plans, and the events of the reply. What an attempt has written is the beginning of the next one's reply."""
+        effort, rungs, written = Effort(), iter(LADDER), _Written()
+        while True:
+            plan = make_plan(loaded, effort).continued(written.ids)
+            yield plan
+            _raise_if(cancel)
+            try:
+                events = self._generate(loaded, plan, effort.chunk, options, cancel)
+                yield from written.noting(events)
+                return
+            except OUT_OF_MEMORY as error:
+                if not ran_out(error):
+                    raise
+                tried = Effort(len(plan.passages), plan.exchanges, effort.chunk)
+                effort = next((less for rung in rungs if (less := rung(tried)) != tried), None)
+                if effort is None:
+                    raise
+            models.give_back()  # behind the except: until the error has gone, it holds on to the attempt's cache
 
     def _generate(
-        self, loaded: LoadedModel, plan: Plan, options: Mapping[str, Any], cancel: threading.Event
+        self, loaded: LoadedModel, plan: Plan, chunk: int, options: Mapping[str, Any], cancel: threading.Event
     ) -> Iterator[Event]:
-        prompt = plan.prompt
+        prompt, window = plan.prompt, len(plan.prompt.ids) + plan.reply
         sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
-        cache = loaded.new_cache(len(prompt.ids) + plan.reply)
+        self._expect(loaded, loaded.needs.cache(loaded.tier, window))
+        cache = loaded.new_cache(window)
         cache.on_layer = lambda layer: _raise_if(cancel)
         events = models.generate(
             loaded,
@@ -228,12 +265,20 @@ class Engine:
             stop_ids=prompt.stop_ids,
             stop_texts=prompt.stop_texts,
             begun=prompt.begun,
+            chunk=chunk,
         )
         with closing(events):
-            for event in _as_shown(events, loaded.chat_format.shown):
+            for event in events:
                 yield event
                 if not isinstance(event, End):
                     _raise_if(cancel)
+                if isinstance(event, Read) and event.done < event.total:
+                    self._expect(loaded, loaded.scratch(window, chunk))
+
+    def _expect(self, loaded: LoadedModel, nbytes: int) -> None:
+        """Raises MemoryError where the CPU has not so much left: Linux would not refuse it, but end the program."""
+        if loaded.device.type == "cpu" and (free := self._free_memory()) < nbytes:
+            raise MemoryError(f"{nbytes / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free")
 
     def _progress(self, done: int, total: int) -> None:
         self.status = replace(self.status, done=done, total=total)
@@ -273,7 +318,29 @@ class Engine:
                 self._changed.notify_all()
 
 
-def _as_shown(events: Iterator[Event], shown: Callable[..., str]) -> Iterator[Event]:
+class _Written:
+    """What a reply consists of so far, over all attempts at it."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._since = 0.0
+
+    def noting(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events of one attempt; its end counts the tokens and the time of those before it too."""
+        before = len(self.ids)
+        for event in events:
+            if isinstance(event, Token) and event.id is not None:
+                self._since = self._since or time.perf_counter()
+                self.ids.append(event.id)
+            yield self._whole(event, before) if isinstance(event, End) and before else event
+
+    def _whole(self, end: End, before: int) -> End:
+        timings, seconds = end.timings, time.perf_counter() - self._since
+        prompt, tokens = timings.prompt_tokens - before, timings.tokens + before
+        return replace(end, timings=replace(timings, prompt_tokens=prompt, tokens=tokens, write_seconds=seconds))
+
+
+def _as_shown(events: Iterator[Plan | Event], shown: Callable[..., str]) -> Iterator[Plan | Event]:
     """The events with the text that the format shows, such as ChatGLM-6B's full-width punctuation."""
     text, given = "", 0
     for event in events:
@@ -286,6 +353,8 @@ def _as_shown(events: Iterator[Event], shown: Callable[..., str]) -> Iterator[Ev
             yield Token(None, rest)
             yield event
         else:
+            if isinstance(event, Plan):
+                text = ""  # what a former attempt has written comes again; what was given of it does not
             yield event
 
 
@@ -294,16 +363,32 @@ def _raise_if(cancel: threading.Event) -> None:
         raise Cancelled
 
 
+#: What a model, its tokenizer or its chat template runs into when it is damaged, or when something is wrong in ours:
+#: numbers that can't be, names and indices that are not there, memory, shapes, types, texts. Python's and PyTorch's
+#: errors for all of these are among them; what is not is no failure of a turn but of the program.
+BREAKS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """What can go wrong inside a model, as a sentence."""
     try:
         yield
+    except (EngineError, QuestionTooLong):
+        raise
     except BadLogitsError as error:
         raise EngineError(str(error)) from error
-    except (LookupError, MemoryError, RuntimeError) as error:  # PyTorch says that memory ran out by a RuntimeError
-        reason = _first_line(error) or "memory ran out"
-        raise EngineError(f"The model failed ({reason}); ask a shorter question or narrow --context.") from error
+    except BREAKS as error:
+        raise EngineError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    reason = _first_line(error)
+    if ran_out(error):
+        details = f" ({reason})" if reason else ""
+        return f"The model failed: memory ran out{details}; ask a shorter question, or narrow --context."
+    named = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError) or not reason else reason
+    return f"The model failed ({named}); ask again, or choose another model or precision."
 
 
 def _first_line(error: Exception) -> str:

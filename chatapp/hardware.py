@@ -83,8 +83,7 @@ def detect(root: Path = Path("/")) -> Machine:
 
     cards, broken = gpus(torch)
     blind = (CPU_ONLY_TORCH,) if torch.version.cuda is None and has_nvidia_driver(root) else ()
-    memory = psutil.virtual_memory()
-    free, total = limited(memory.available, memory.total, root)
+    free, total = memory(root)
     return Machine(cards, free, total, cores(), instructions(root), broken + blind)
 
 
@@ -127,6 +126,17 @@ def _torch_capability() -> str:
 
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return {"avx512": "avx512f"}.get(capability, capability)
+
+
+def memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of memory that this process may still take, and all of them."""
+    now = psutil.virtual_memory()
+    return limited(now.available, now.total, root)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take."""
+    return memory()[0]
 
 
 def limited(free: int, total: int, root: Path = Path("/")) -> tuple[int, int]:

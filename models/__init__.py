@@ -5,13 +5,16 @@ from .chat_formats import chat_formats
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .formats import is_adapter, open_adapter
-from .generate import End, Event, Read, Timings, Token, generate
+from .generate import CHUNK, End, Event, Read, Timings, Token, generate
 from .inspection import Report, inspect
 from .loader import LoadedModel, adapted_config, family_of, load, load_tokenizer
-from .prompts import Prompt
+from .memory import OUT_OF_MEMORY, give_back, once_more, ran_out
+from .prompts import Prompt, shared
 from .sampling import BadLogitsError, Sampling
 
 __all__ = [
+    "CHUNK",
+    "OUT_OF_MEMORY",
     "BadLogitsError",
     "CheckpointError",
     "End",
@@ -30,9 +33,13 @@ __all__ = [
     "fill_prompt",
     "footprint",
     "generate",
+    "give_back",
     "inspect",
     "is_adapter",
     "load",
     "load_tokenizer",
+    "once_more",
     "open_adapter",
+    "ran_out",
+    "shared",
 ]

@@ -92,12 +92,12 @@ class Footprint:
         """Bytes of keys and values: float16, or float32 in tier fp32."""
         return self._positions(tier, self.prefix + window)
 
-    def scratch(self, tier: str, device: str, window: int) -> int:
-        """Bytes that come and go while the last piece of a prompt that fills the window is read.
+    def scratch(self, tier: str, device: str, window: int, chunk: int = CHUNK) -> int:
+        """Bytes that come and go while the last `chunk` tokens of a prompt that fills the window are read.
 
         Attention, MLP and head follow one another, so the largest of them counts.
         """
-        rows = min(CHUNK, window) if self.causal_prompt else window
+        rows = min(chunk, window) if self.causal_prompt else window
         return max(
             self._mlp(tier, device, rows), self._attention(tier, device, rows, window), self._head(tier, device, rows)
         )

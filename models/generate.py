@@ -18,7 +18,8 @@ from .tokenizer import StreamDecoder
 if TYPE_CHECKING:
     from .loader import LoadedModel
 
-#: Prompt tokens per forward: long enough for the matrix products, short enough for Stop to act soon.
+#: Prompt tokens per forward, where memory is not short: long enough for the matrix products, short enough for Stop to
+#: act soon.
 CHUNK = 256
 
 
@@ -62,10 +63,10 @@ Event = Read | Token | End
 
 
 @torch.inference_mode()
-def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache) -> Iterator[Read | torch.Tensor]:
+def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache, chunk: int = CHUNK) -> Iterator[Read | torch.Tensor]:
     """Reads ids that follow the cache, a chunk at a time; last comes the logits row [vocab] of the final id."""
     done, total = cache.length, cache.length + len(ids)
-    chunk = CHUNK if model.causal_prompt else len(ids)
+    chunk = chunk if model.causal_prompt else len(ids)
     device = cache.keys.device
     yield Read(done, total)
     for start in range(0, len(ids), chunk):
@@ -77,13 +78,18 @@ def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache) -> Iterator[Re
 
 @torch.inference_mode()
 def generate_tokens(
-    model: BaseModel, prompt_ids: Sequence[int], sampling: Sampling, cache: KVCache, stop_ids: Collection[int]
+    model: BaseModel,
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    cache: KVCache,
+    stop_ids: Collection[int],
+    chunk: int = CHUNK,
 ) -> Iterator[Read | int | str]:
     """Read events, then ids, then the reason of the end. What the cache holds counts as read from prompt_ids."""
     sample = make_sampler(sampling)
     seen = list(prompt_ids)
     device = cache.keys.device
-    for step in prefill(model, prompt_ids[cache.length :], cache):
+    for step in prefill(model, prompt_ids[cache.length :], cache, chunk):
         if isinstance(step, Read):
             yield step
     logits = step
@@ -113,12 +119,13 @@ def generate(
     stop_ids: Collection[int] | None = None,
     stop_texts: Sequence[str] = (),
     begun: Sequence[int] = (),
+    chunk: int = CHUNK,
 ) -> Iterator[Event]:
     """Events of one reply. `cache` may hold the first part of prompt_ids, which is then not read again.
 
-    `begun` are ids at the end of prompt_ids that are the reply's own: their text comes again with that of the first
-    token, since only both together are certain (a character may be cut in two). stop_ids default to the checkpoint's
-    own. Raises ValueError for a prompt that leaves no room in the window.
+    `begun` are ids at the end of prompt_ids that are the reply's own; their text comes again with the first token's,
+    since the two may share a character. stop_ids default to the checkpoint's own. Raises ValueError for a prompt that
+    leaves no room in the window.
     """
     sampling = sampling or Sampling()
     if not prompt_ids:
@@ -131,9 +138,9 @@ def generate(
     cache.truncate(min(cache.length, len(prompt_ids) - 1) if loaded.model.causal_prompt else 0)
     clock = _Clock(prompt_tokens=len(prompt_ids), reused=cache.length)
     text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
-    told = "".join(text.push(id) for id in begun)
+    told = "".join(text.push(token) for token in begun)
     stops = loaded.stop_ids if stop_ids is None else stop_ids
-    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops):
+    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops, chunk):
         if isinstance(step, Read):
             yield step
         elif isinstance(step, int):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +18,11 @@ from . import kept, prefix
 from .base import BaseModel, CheckpointError
 from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
+from .footprint import Footprint, footprint
 from .formats import AdaptedCheckpoint, Checkpoint, Weight, glance, open_adapter, open_checkpoint
 from .kept import Stored
 from .layers import Embedding
+from .memory import trim
 from .prefix import prefix_rows
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
@@ -140,6 +140,15 @@ class LoadedModel:
         """Of keys and values: fp16, or fp32 in tier fp32."""
         return torch.float32 if self.tier == "fp32" else torch.float16
 
+    @cached_property
+    def needs(self) -> Footprint:
+        """What the model takes of memory beside its weights."""
+        return footprint(self.checkpoint.config)
+
+    def scratch(self, window: int, chunk: int) -> int:
+        """Bytes that come and go while `chunk` tokens at the end of a window are read."""
+        return self.needs.scratch(self.tier, self.device.type, window, chunk)
+
     def new_cache(self, length: int | None = None) -> KVCache:
         """A cache for `length` positions (the whole window by default)."""
         return self.model.new_cache(length or self.context, self.cache_dtype, self.device, self.prefix)
@@ -180,7 +189,7 @@ def load(
     architecture = resolve(checkpoint.config)
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
-        _give_back()
+        trim()  # what comes and goes between small matrices leaves holes as large as half of a small model
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
     if encoder is None and prefix_rows(checkpoint.config):
@@ -322,14 +331,6 @@ def stored(weight: Weight, bits: int) -> Stored:
     if bits >= 16:
         return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.expand(FLOATS[bits])
     return weight.pack() if isinstance(weight, Quants) and weight.bits <= bits else quantize(weight, bits)
-
-
-def _give_back() -> None:
-    """Returns freed memory to the system: what comes and goes while small matrices are read leaves holes between them
-    that take as much as half of a small model, and that glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _place(model: nn.Module, name: str, weight: Stored) -> None:

@@ -262,13 +262,13 @@ def _encode_run(run: Sequence[Piece], place: Place, tokenizer: Tokenizer, ids: l
     for piece in run:
         if piece.owner != owner:
             before = tokenizer.encode(text[:begun], place) if begun else []
-            at = max(at, start + _shared(before, encoded))
+            at = max(at, start + shared(before, encoded))
             yield piece.owner, at
             owner = piece.owner
         begun += len(piece.text)
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences have in common at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

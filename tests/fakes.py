@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
+import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from langchain_core.embeddings import Embeddings
 
 from chatapp.engine import Engine, Source
-from models import LoadedModel
+from models import LoadedModel, Token
 from models.base import BaseModel, CacheShape
 from models.cache import KVCache
 from models.prompts import ChatHints
 from models.registry import resolve
+from tests.tiny import LLAMA
 
 
 class HashEmbeddings(Embeddings):
@@ -100,7 +103,8 @@ class ScriptedModel(BaseModel):
         text = ByteTokenizer().decode(prompt)
         if not written:
             self.prompts.append(text)
-        return [*self._reply(text).encode(), IM_END][len(written)]
+        reply = [*self._reply(text).encode(), IM_END]
+        return reply[min(len(written), len(reply) - 1)]  # behind it: a former reply, with more chunks to come
 
     def new_cache(
         self, length: int, dtype: torch.dtype, device: str | torch.device, prefix: object = None
@@ -111,7 +115,7 @@ class ScriptedModel(BaseModel):
 class ByteCheckpoint:
     """What a loaded model asks its checkpoint for."""
 
-    config = {"eos_token_id": IM_END}
+    config = LLAMA | {"eos_token_id": IM_END}
 
     def tokenizer(self) -> ByteTokenizer:
         return ByteTokenizer()
@@ -126,6 +130,25 @@ def scripted(
     """A loaded model that gives this reply; `reply` may also be a function of the prompt."""
     model = ScriptedModel((lambda prompt: reply) if isinstance(reply, str) else reply, before)
     return LoadedModel(model, resolve({"model_type": "llama"}), ByteCheckpoint(), "fp32", torch.device("cpu"), context)
+
+
+def written(events: Iterable[Any]) -> str:
+    """The text of a reply's events."""
+    return "".join(event.text for event in events if isinstance(event, Token))
+
+
+def watch_caches(loaded: LoadedModel) -> list[weakref.ref]:
+    """References to each cache that the model will give out, and to its keys: what still lives takes memory."""
+    made: list[weakref.ref] = []
+    whole = loaded.model.new_cache
+
+    def watched(*arguments: Any) -> RecordingCache:
+        cache = whole(*arguments)
+        made.extend([weakref.ref(cache), weakref.ref(cache.keys)])
+        return cache
+
+    loaded.model.new_cache = watched
+    return made
 
 
 def ready_engine(loaded: LoadedModel, name: str = "scripted") -> Engine:

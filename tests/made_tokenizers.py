@@ -170,6 +170,13 @@ KINDS = {
         "baichuan", {"model_type": "baichuan"}, _pieces(user_defined_symbols=RESERVED2, add_dummy_prefix=False)
     ),
 }
+#: The kind that a chat format's models have; the others have "llama".
+KIND_OF = {
+    "chatglm": "chatglm", "chatglm2": "chatglm2", "chatglm3": "chatglm3", "glm4": "glm4",
+    "llama-3": "llama-3", "chatml": "chatml", "chinese-alpaca": "chinese-alpaca", "vicuna": "llama-new",
+    "tinyllama": "llama-json", "belle": "bloom", "phoenix": "bloom", "bloomz": "bloom",
+    "baichuan": "baichuan", "baichuan2": "baichuan2",
+}  # fmt: skip
 
 
 def make_folder(name: str, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from chatapp.library import Library
 from models import LoadedModel
 from tests.fakes import Gate, HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
+from tests.waiting import eventually
 
 CONTRACT = "The rent is 1,200 francs a month, due on the first day."
 HELLO = [{"role": "user", "content": "hi"}]
@@ -75,13 +76,6 @@ def service(serve: Callable[..., Service], loaded: LoadedModel) -> Service:
     return serve(loaded)
 
 
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def add_document(library: Library, folder: Path) -> str:
     base = library.create("合同")
     (folder / "lease.txt").write_text(CONTRACT, encoding="utf-8")
@@ -105,6 +99,13 @@ def test_a_whole_reply(service: Service, loaded: LoadedModel) -> None:
         "total_tokens": prompt + written,
     }
     assert reply.citations == []
+    check_ledger(reply.ledger, prompt)
+
+
+def check_ledger(ledger: dict[str, Any], prompt: int) -> None:
+    assert ledger["prompt"] == sum(entry["tokens"] for entry in ledger["entries"]) == prompt
+    assert ledger["prompt"] + ledger["reply"] + ledger["free"] == ledger["context"] == 2048
+    assert ledger["left_out"] == []
 
 
 def test_a_streamed_reply(service: Service) -> None:
@@ -117,6 +118,8 @@ def test_a_streamed_reply(service: Service) -> None:
     assert "\ufffd" not in "".join(pieces)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
     assert chunks[-1].usage.completion_tokens == len("你好, world!".encode())
+    check_ledger(chunks[-1].ledger, chunks[-1].usage.prompt_tokens)
+    assert not any(getattr(chunk, "ledger", None) for chunk in chunks[:-1])
 
 
 def test_a_stream_ends_with_done(service: Service) -> None:
@@ -182,6 +185,7 @@ def test_documents_that_do_not_say_are_not_given_to_the_model(
         text = "".join(chunk.choices[0].delta.content or "" for chunk in reply)
     else:
         text = reply.choices[0].message.content
+        assert reply.ledger is None
     assert text == NOTHING_FOUND and loaded.model.prompts == []
 
 
@@ -344,14 +348,15 @@ def test_a_client_that_goes_away_while_its_prompt_is_read_frees_the_engine(
     assert loaded.model.prompts == []
 
 
-def test_a_client_that_goes_away_while_it_waits_frees_its_place(serve: Callable[..., Service]) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_while_it_waits_frees_its_place(serve: Callable[..., Service], stream: bool) -> None:
     gate = Gate()
     service = serve(scripted(before=gate))
     first = threading.Thread(target=service.chat, daemon=True)
     first.start()
     gate.reached.wait(20)
     queued = threading.Event()
-    leaving = threading.Thread(target=request_and_leave, args=(service.port, True, queued), daemon=True)
+    leaving = threading.Thread(target=request_and_leave, args=(service.port, stream, queued), daemon=True)
     leaving.start()
     eventually(lambda: len(service.engine._queue) == 2)
     queued.set()
@@ -378,6 +383,31 @@ def test_requests_at_the_same_time_get_each_its_own_reply(serve: Callable[..., S
     for thread in threads:
         thread.join(30)
     assert replies == {number: f"<{number}>" * 2 for number in range(12)}
+
+
+def test_requests_that_wait_hold_up_neither_the_running_one_nor_others(serve: Callable[..., Service]) -> None:
+    gate = Gate()
+    service = serve(scripted(before=gate))
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"messages": HELLO, "max_tokens": 2}
+        url = f"http://127.0.0.1:{service.port}/v1/chat/completions"
+        statuses.append(httpx.post(url, json=body, timeout=60).status_code)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(61)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(service.engine._queue) == 61)
+    for path in ("health", "v1/chat/completions"):
+        refused = httpx.request("GET", f"http://127.0.0.1:{service.port}/{path}", timeout=5)
+        assert refused.status_code == (200 if path == "health" else 405)
+    with pytest.raises(openai.NotFoundError):  # what looks into the documents needs a thread too
+        service.chat(extra_body={"knowledge_base": "x"})
+    gate.open()
+    for thread in threads:
+        thread.join(60)
+    assert statuses == [200] * 61
 
 
 def test_health_tells_the_models_state(serve: Callable[..., Service], loaded: LoadedModel) -> None:

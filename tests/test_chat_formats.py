@@ -19,7 +19,7 @@ from models.prompts import ChatHints, Shown
 from models.templates import TemplateFormat
 from models.tokenizers.base import TextTokenizer
 from models.tokenizers.reading import read_tokenizer
-from tests.made_tokenizers import DATA, IDENTITY, KINDS, PUBLISHED, make_folder, piece_model
+from tests.made_tokenizers import DATA, IDENTITY, KIND_OF, KINDS, PUBLISHED, make_folder, piece_model
 from tests.tiny import save_folder
 
 FIRST_CONTROL = 0x110000
@@ -253,13 +253,6 @@ def test_contents_are_trimmed_where_official_code_does():
 
 
 # --- On real kinds of tokenizers ---
-
-KIND_OF = {
-    "chatglm": "chatglm", "chatglm2": "chatglm2", "chatglm3": "chatglm3", "glm4": "glm4",
-    "llama-3": "llama-3", "chatml": "chatml", "chinese-alpaca": "chinese-alpaca", "vicuna": "llama-new",
-    "tinyllama": "llama-json", "belle": "bloom", "phoenix": "bloom", "bloomz": "bloom",
-    "baichuan": "baichuan", "baichuan2": "baichuan2",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

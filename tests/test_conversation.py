@@ -26,8 +26,9 @@ def history(*sizes: int) -> list[Turn]:
     return [turn for number, size in enumerate(sizes) for turn in exchange(number, size)]
 
 
-def asking(text: str = "why?") -> Callable[[Sequence[Passage]], str]:
-    return lambda passages: "".join(passage.text for passage in passages) + text
+def asking(text: str = "why?") -> Callable[[Sequence[Passage]], list[str]]:
+    """The question alone, or behind an instruction and the passages."""
+    return lambda passages: [*(["Use: "] if passages else []), *(passage.text for passage in passages), text]
 
 
 def text_of(made: Plan) -> str:
@@ -103,8 +104,10 @@ def test_a_question_that_is_too_long_is_a_sentence_with_numbers(loaded: LoadedMo
     assert len(plan(loaded, [], asking("?" * (ROOM - frame))).prompt.ids) == ROOM
     with pytest.raises(QuestionTooLong) as caught:
         plan(loaded, history(5), asking("?" * (ROOM - frame + 7)))
+    allowed = ROOM - frame
     assert str(caught.value) == (
-        f"The question takes {ROOM + 7} tokens and the window has room for {ROOM}; shorten it by 7 tokens."
+        f"The question takes {allowed + 7} tokens and the window has room for {allowed}, about {allowed // 10 * 10} "
+        "characters; shorten it by 7 tokens."
     )
 
 
@@ -156,7 +159,9 @@ def test_a_history_that_starts_with_a_reply_is_kept_too(loaded: LoadedModel) -> 
 
 @pytest.mark.parametrize("question, words", [("What is it?", "page 3"), ("这是什么？", "第3页")])
 def test_passages_are_numbered_with_file_and_page_in_the_questions_language(question: str, words: str) -> None:
-    text = wording(question, [Passage("a.pdf", 3, 0.9, "First.", "id"), Passage("b.md", None, 0.8, "Second.", "id")])
+    text = "".join(
+        wording(question, [Passage("a.pdf", 3, 0.9, "First.", "id"), Passage("b.md", None, 0.8, "Second.", "id")])
+    )
     first, second = text.index("[1]"), text.index("[2]")
     assert words in text[first:second] and "First." in text[first:second]
     assert "b.md" in text[second:] and "page" not in text[second:] and "第" not in text[second:]
@@ -164,7 +169,7 @@ def test_passages_are_numbered_with_file_and_page_in_the_questions_language(ques
 
 
 def test_braces_in_a_question_or_a_name_are_no_placeholders() -> None:
-    text = wording("What is {0} {name}?", [Passage("{page}.pdf", 1, 0.9, "{text}", "id")])
+    text = "".join(wording("What is {0} {name}?", [Passage("{page}.pdf", 1, 0.9, "{text}", "id")]))
     assert "{0} {name}" in text and "({page}.pdf, page 1)" in text and "{text}" in text
 
 

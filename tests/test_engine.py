@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,43 +11,19 @@ import pytest
 import torch
 
 from chatapp.conversation import Plan, plan
+from chatapp.effort import Effort
 from chatapp.engine import Cancelled, Engine, EngineError, Source, Waiting
-from models import CheckpointError, End, LoadedModel, Read, Sampling, Token
-from tests.fakes import Gate, ready_engine, scripted
+from models import CheckpointError, End, LoadedModel, Read, Sampling
+from tests.fakes import Gate, ready_engine, scripted, written
+from tests.waiting import eventually, in_thread
 
 
-def asks(text: str = "hi", reply: int = 64) -> Callable[[LoadedModel], Plan]:
-    return lambda loaded: plan(loaded, [], lambda passages: text, reply=reply)
+def asks(text: str = "hi", reply: int = 64) -> Callable[[LoadedModel, Effort], Plan]:
+    return lambda loaded, effort: plan(loaded, [], lambda passages: [text], reply=reply, effort=effort)
 
 
 def start(engine: Engine, text: str = "hi", cancel: threading.Event | None = None, **options: Any) -> Iterator[Any]:
     return engine.stream(asks(text), options, cancel or threading.Event())
-
-
-def written(events: Iterator[Any]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Token))
-
-
-def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Runs work aside; what it returned, or the error that it raised, is in the list when the thread has ended."""
-    result = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except (EngineError, Cancelled) as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, result
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # Streaming
@@ -394,9 +369,12 @@ def test_requests_wait_while_a_model_is_loaded() -> None:
 @pytest.mark.parametrize(
     "error, reason",
     [
-        (MemoryError(), "memory ran out"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp]\nmore"), "enforce fail"),
+        (RuntimeError("[enforce fail at tensor.cpp]\nmore"), "enforce fail"),
         (IndexError("index out of range in self"), "index out of range"),
+        (KeyError("sop"), "KeyError: 'sop'"),
+        (OverflowError("out of range integral type conversion attempted"), "integral type"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
+        (TypeError(), "TypeError"),
     ],
 )
 def test_a_failure_of_the_model_is_a_sentence_and_the_next_request_works(error: Exception, reason: str) -> None:
@@ -447,5 +425,5 @@ def test_the_former_model_is_released_before_another_is_read() -> None:
     engine = Engine(load)
     for name in ("first", "second", "third"):
         engine.load(source(name))
-        list(engine.stream(lambda loaded: plan(loaded, [], lambda _: "Hi"), {}, threading.Event()))
+        list(engine.stream(asks("Hi"), {}, threading.Event()))
     assert alive == [False, False, False]

@@ -9,13 +9,14 @@ import pytest
 
 from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
+from chatapp.ledger import Entry, Ledger, LeftOut
 from chatapp.library import Library
 from chatapp.session import Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
 from chatapp.store import Store, StoredMessage
 from chatapp.texts import CATALOGUE
-from chatapp.ui import page, render
+from chatapp.ui import budget, page, render
 from chatapp.ui.handlers import Handlers
 from knowledge import Ingested
 from models import End, Prompt, Read, Timings
@@ -36,7 +37,8 @@ ATTACKS = [
     "a\r\n\r\n# b\n\n- c",
 ]
 OWN_TAGS = {"p", "br", "b", "ul", "ol", "li", "small", "span", "article", "header", "details", "summary", "progress"}
-OWN_ATTRIBUTES = {"class", "tabindex", "value", "max"}
+OWN_TAGS |= {"i", "table", "tr", "th", "td"}
+OWN_ATTRIBUTES = {"class", "tabindex", "value", "max", "style", "scope", "aria-hidden"}
 
 
 class Checked(HTMLParser):
@@ -249,7 +251,7 @@ def test_a_source_without_a_page_shows_none() -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_state_of_a_reply_has_its_line(language: str) -> None:
     timings = Timings(prompt_tokens=10, reused=0, read_seconds=0.5, tokens=11, write_seconds=2.0)
-    plan = Plan(Prompt([], [], frozenset(), ()), (), dropped_turns=3, dropped_passages=2, reply=100)
+    plan = plan_of(Ledger(2048, 100, (Entry("question", 34),), (LeftOut("exchange", "memory"),)))
     replies = {
         "looking": Reply(),
         "waiting": Reply(ahead=2),
@@ -263,7 +265,55 @@ def test_every_state_of_a_reply_has_its_line(language: str) -> None:
     assert len(set(lines.values())) == len(lines) and all(lines.values())
     assert "2" in lines["waiting"] and "1,200" in lines["reading"] and "3,400" in lines["reading"]
     assert "5.0" in lines["done"] and "11" in lines["done"]  # ten more tokens in two seconds
-    assert lines["cut"].startswith(lines["done"]) and "3" in lines["cut"] and "2" in lines["cut"]
+    assert lines["cut"].startswith(lines["done"]) and CATALOGUE[language]["budget_memory"] in lines["cut"]
+
+
+def plan_of(ledger: Ledger) -> Plan:
+    return Plan(Prompt([], [], frozenset(), ()), (), 0, ledger)
+
+
+LEDGER = Ledger(
+    2048,
+    512,
+    (
+        Entry("frame", 5),
+        Entry("system", 20),
+        Entry("turn", 31, "First?", "user"),
+        Entry("turn", 29, "Yes.", "assistant"),
+        Entry("instruction", 17),
+        Entry("passage", 1000, "a.pdf", page=3, score=0.873),
+        Entry("question", 8),
+    ),
+    (*(LeftOut("exchange", "room", f"Old {n}") for n in range(20)), LeftOut("passage", "memory", "b.pdf", 7, 0.4)),
+)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_budget_lists_every_part_and_what_was_left_out(language: str) -> None:
+    shown = budget.bar(LEDGER, language)
+    seen = Checked(shown).seen
+    for number in ("1,622", "2,048", "1,000", "512", "426", "First?", "a.pdf", "0.87", "b.pdf", "7"):
+        assert number in seen
+    line = seen.split(CATALOGUE[language]["spent_frame"])[0]
+    assert "20" in line and line.count("1") >= 1
+    assert "Old 19" in seen and "Old 0" not in seen and "9" in seen  # of 21 the last twelve are shown
+    assert {size for size in re.findall(r"flex-grow:(\d+)", shown)} == {"25", "60", "1017", "8", "512", "426"}
+
+
+def test_the_budget_stands_below_the_progress_of_a_reply_that_has_a_plan() -> None:
+    assert "budget" not in render.progress_line(Reply(), "en")
+    writing = render.progress_line(Reply(state="writing", plan=plan_of(LEDGER)), "en")
+    assert "1,622 of 2,048 tokens · older exchanges left out: 20" in Checked(writing).seen
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_what_the_budget_names_is_inert(text: str) -> None:
+    name = text.replace("\n", " ").replace("\r", " ")
+    for kind in ("turn", "passage"):
+        entry = Entry(kind, 1, name, "user" if kind == "turn" else None)
+        check_inert(budget.bar(Ledger(64, 1, (entry,)), "en"), name)
+    for kind in ("exchange", "passage"):
+        check_inert(budget.bar(Ledger(64, 1, (), (LeftOut(kind, "room", name),)), "zh"), name)
 
 
 def test_a_reply_of_one_token_has_no_speed() -> None:

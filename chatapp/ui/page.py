@@ -40,6 +40,9 @@ def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI
         # Gradio checks only in launched apps, and takes a mounted one for none, that a path which the browser names is
         # an upload of its own: without this any file of the user could be asked for.
         page.has_launched = True
+        # Of the events that its queue lets run, all but one may wait for the model; what is not queued, such as Stop,
+        # needs threads as well.
+        page.max_threads *= 2
         return gr.mount_gradio_app(
             app,
             page,

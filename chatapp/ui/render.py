@@ -14,9 +14,9 @@ from ..startup import Fetching
 from ..store import Hit, StoredMessage
 from ..texts import say
 from ..tree import Node, Tree
+from . import budget
+from .escaping import escape
 
-#: Characters that HTML, Markdown or LaTeX would act on wherever they stand.
-ACTIVE = re.compile(r"[&<>\"'\\`*_$\[\]|~^]")
 #: Those and what makes headings, lists, rules and links of a text that was typed.
 TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
 SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
@@ -26,12 +26,6 @@ PARAGRAPH = re.compile(r"\n\s*\n")
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
 FILES = {"json": "JSON", "markdown": "Markdown"}
-
-
-def escape(text: str, active: re.Pattern[str] = ACTIVE) -> str:
-    """Text for HTML that a Markdown renderer passes on: nothing in it acts, line ends stay."""
-    inert = active.sub(lambda match: f"&#{ord(match[0])};", text)
-    return inert.replace("\r\n", "\n").replace("\n", "<br>")
 
 
 def flowing(text: str) -> str:
@@ -189,8 +183,9 @@ def _card(number: int, source: Mapping[str, Any], language: str) -> str:
 
 
 def progress_line(reply: Reply, language: str) -> str:
-    """The line under the input: what is going on, then how it went and what was left out."""
-    return f'<p class="hint">{" · ".join(_progress(reply, language))}</p>'
+    """Under the input: what is going on, then how it went; below it what the window is spent on."""
+    line = f'<p class="hint">{" · ".join(_progress(reply, language))}</p>'
+    return line + budget.bar(reply.plan.ledger, language) if reply.plan is not None else line
 
 
 def _progress(reply: Reply, language: str) -> list[str]:
@@ -200,7 +195,7 @@ def _progress(reply: Reply, language: str) -> list[str]:
         return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
     if reply.state == "writing":
         return [say(language, "writing")]
-    return [*_outcome(reply, language), *_left_out(reply, language)]
+    return [*_outcome(reply, language), *_notices(reply, language)]
 
 
 def _outcome(reply: Reply, language: str) -> list[str]:
@@ -214,12 +209,11 @@ def _outcome(reply: Reply, language: str) -> list[str]:
     return [line, say(language, "cut_length")] if reply.end.reason != "stop" else [line]
 
 
-def _left_out(reply: Reply, language: str) -> list[str]:
+def _notices(reply: Reply, language: str) -> list[str]:
     if reply.plan is None:
         return []
-    counts = {"dropped_turns": reply.plan.dropped_turns, "dropped_passages": reply.plan.dropped_passages}
-    left_out = [say(language, key, count=count) for key, count in counts.items() if count]
-    return [*left_out, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else left_out
+    short = [say(language, "budget_memory")] if reply.plan.ledger.short_of_memory else []
+    return [*short, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else short
 
 
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:

@@ -127,6 +127,14 @@ def test_a_part_of_a_joined_tensor_is_missing(tmp_path: Path) -> None:
     assert "lacks blk.5.attn_k.weight" in refusal(gguf_sources.write(tmp_path / "tiny.gguf", source))
 
 
+def test_parts_of_a_joined_tensor_that_do_not_fit_together(tmp_path: Path) -> None:
+    source = gguf_sources.baichuan_7b()
+    source.tensors["blk.5.attn_k.weight"] = torch.zeros(64, 32)
+    path = gguf_sources.write(tmp_path / "tiny.gguf", source)
+    assert "blk.5.attn_k.weight" in refusal(path)
+    assert models.inspect(path).problems[0] == refusal(path)
+
+
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0, Kind.Q5_0, Kind.Q6_K], ids=lambda kind: kind.name)
 def test_scales_that_are_no_numbers(kind: Kind, tmp_path: Path) -> None:
     path = gguf_sources.write(tmp_path / "tiny.gguf", gguf_sources.llama(hidden=256, inner=256), kind)

@@ -18,9 +18,9 @@ import models
 from chatapp import inspection
 from chatapp.settings import SettingsError, parse
 from models import CheckpointError, formats
-from models.formats import open_checkpoint
+from models.formats import StoredCheckpoint, open_checkpoint
 from models.registry import empty_model
-from tests import test_meta, test_parts, tiny
+from tests import gguf_sources, test_meta, test_parts, tiny
 from tests.configs import CHECKPOINTS
 from tests.tiny import BLOOM, CHATGLM2, LLAMA
 
@@ -98,10 +98,22 @@ def test_a_checkpoint_of_each_form(form: str, tmp_path: Path) -> None:
 
 
 def test_an_outline_has_the_names_and_shapes_that_are_read(form: str, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(FORMS[form][0](tmp_path / "tiny"))
+    same_outline(open_checkpoint(FORMS[form][0](tmp_path / "tiny")))
+
+
+def same_outline(checkpoint: StoredCheckpoint) -> None:
     outline = {name: tensor.shape for name, tensor in checkpoint.outline()}
     assert outline == {name: weight.shape for name, weight in checkpoint.tensors()}
     assert all(tensor.is_meta for _, tensor in checkpoint.outline())
+
+
+@pytest.mark.parametrize("name", gguf_sources.SOURCES)
+def test_gguf_of_every_family(name: str, tmp_path: Path) -> None:
+    path = gguf_sources.write(tmp_path / "tiny.gguf", gguf_sources.SOURCES[name]())
+    same_outline(open_checkpoint(path))
+    report = models.inspect(path)
+    assert (report.architecture, report.leftovers) == (models.load(path).architecture, ())
+    assert ["tokenizer" in problem for problem in report.problems] == [True]
 
 
 def test_every_form_is_tried() -> None:
@@ -266,6 +278,16 @@ def test_a_folder_of_checkpoints_lists_them(tmp_path: Path) -> None:
     assert (report.kind, set(report.inside)) == ("collection", wanted)
     assert "no checkpoint itself" in report.problems[0]
     assert len(models.inspect(tmp_path / "quantized").inside) == 2
+
+
+def test_a_split_model_is_one(tmp_path: Path) -> None:
+    (tmp_path / "split").mkdir()
+    first = gguf_sources.write(tmp_path / "split" / "tiny.gguf", gguf_sources.llama(), split=13)
+    for path in (first, first.parent):
+        assert models.inspect(path).architecture == "llama"
+    assert models.inspect(tmp_path).inside == (first.parent,)
+    max(first.parent.iterdir()).unlink()
+    assert "00003-of-00003.gguf is missing" in models.inspect(first).problems[0]
 
 
 def test_a_part_names_the_whole(tmp_path: Path) -> None:

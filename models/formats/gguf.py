@@ -89,7 +89,15 @@ class GGUFCheckpoint:
                 continue
             pattern = layout.names.get(rest)
             ours = name if pattern is None else pattern.format(block.removeprefix("blk.").removesuffix("."))
-            yield ours, block, layout.joined.get(rest, (rest,))
+            parts = layout.joined.get(rest, (rest,))
+            for part in parts[1:]:
+                if self._find(block + part).shape[1:] != self._find(name).shape[1:]:
+                    raise self._misshapen(block + part)
+            yield ours, block, parts
+
+    def _misshapen(self, name: str) -> CheckpointError:
+        shape = list(self._find(name).shape)
+        return CheckpointError(f"{name} in {self.path} has the shape {shape}; config and weights don't match.")
 
     def _ordered(self, block: str, rest: str) -> Weight:
         weight = self.read(block + rest)
@@ -99,9 +107,7 @@ class GGUFCheckpoint:
         try:
             return weight[order(weight.shape[0])]
         except RuntimeError as error:  # rows that no number of heads has
-            raise CheckpointError(
-                f"{block}{rest} in {self.path} has the shape {list(weight.shape)}; config and weights don't match."
-            ) from error
+            raise self._misshapen(block + rest) from error
 
     def read(self, name: str) -> Weight:
         """One tensor by its name in the file, its rows in the file's order."""

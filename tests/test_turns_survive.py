@@ -244,7 +244,7 @@ def test_a_machine_without_memory_is_a_sentence_and_nothing_is_tried() -> None:
 
 def test_a_card_is_not_measured_by_the_memory_of_the_cpu() -> None:
     engine, loaded, _ = engine_with(0, "cuda")
-    loaded.model.new_cache = lambda length, dtype, device: RecordingCache(length)
+    loaded.model.new_cache = lambda length, *kind: RecordingCache(length)
     assert written(start(engine)) == REPLY
 
 

@@ -90,7 +90,8 @@ class Reply:
 class Chat:
     """Where turns take place: the model, the documents and the conversations on disk.
 
-    What goes wrong in a turn is a sentence in its reply, never raised. `base` names the knowledge base to ask.
+    What goes wrong in a turn is a sentence in its reply, never raised. `base` names the knowledge base to ask, which
+    becomes the conversation's.
     """
 
     engine: Engine
@@ -186,6 +187,8 @@ class Chat:
             wanted.max_tokens or REPLY,
         )
         if not begun.content:
+            if base != wanted.knowledge_base:  # the next turn asks the same, also after a restart
+                self.store.prefer(conversation, wanted.model_copy(update={"knowledge_base": base}))
             return question
         return replace(
             question,

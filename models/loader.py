@@ -119,8 +119,13 @@ class LoadedModel:
 
     def reply_ids(self, text: str) -> list[int]:
         """The ids of a reply that another model wrote, as this one would have begun its own with them."""
-        (*_, last) = self.chat_prompt([{"role": "user", "content": "?"}]).ids
-        return self.tokenizer.encode(text, "control" if last in self.tokenizer.controls.values() else "text")
+        if self.tokenizer.suffix_ids:
+            return self.tokenizer.encode(text, "control")  # the reply stands behind these
+        before = [{"role": role, "content": "?"} for role in ("user", "assistant", "user")]
+        asked = self.chat_prompt(before).ids
+        begun = self.chat_prompt([*before, {"role": "assistant", "content": text, "begun": True}]).ids
+        follows = begun[: len(asked)] == asked
+        return begun[len(asked) :] if follows else self.tokenizer.encode(text, "text")
 
     def within(self, context: int) -> LoadedModel:
         """The same model with another window."""

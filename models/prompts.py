@@ -12,7 +12,8 @@ from .tokenizer import Place, Tokenizer
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | "observation", "content": str, optionally "metadata" (ChatGLM3: a tool's
-name) and "ids": the tokens as they were generated, which are then used unchanged}"""
+name) and "ids": the tokens as they were generated, which are then used unchanged; the last one may be "begun": an
+assistant's text that goes on}"""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class TableFormat:
                 yield from self._other_turn(owner, message, tokenizer)
         if waiting:
             raise ValueError(f"the chat format {self.name} needs a user message behind a system message")
-        if not alone:
+        if not alone and not is_begun(messages):
             yield from self._parse(len(messages), self.reply, tokenizer)
 
     def _opening_system(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Piece]:
@@ -188,7 +189,9 @@ class TableFormat:
                 raise ValueError(f"the chat format {self.name} has no role {message['role']!r}")
             yield from self._turn(owner, message, template, tokenizer)
         elif message.get("ids") is None:
-            yield from self._turn(owner, message, self.reply + self.answer + self.end, tokenizer)
+            head, content, tail = self.answer.partition("{content}")
+            behind = "" if message.get("begun") else tail + self.end
+            yield from self._turn(owner, message, self.reply + head + content + behind, tokenizer)
         else:
             yield from self._parse(owner, self.reply, tokenizer)
             yield Piece(owner, ids=tuple(message["ids"]))
@@ -228,6 +231,11 @@ class TableFormat:
     def _stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         named = {tokenizer.controls[stop] for stop in self.stops if stop in tokenizer.controls}
         return frozenset(named if tokenizer.eos_id is None else named | {tokenizer.eos_id})
+
+
+def is_begun(messages: Sequence[Message]) -> bool:
+    """Whether the conversation ends within a reply, so that none must be asked for."""
+    return bool(messages) and bool(messages[-1].get("begun"))
 
 
 def assemble(

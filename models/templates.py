@@ -23,7 +23,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from .prompts import ChatFormat, ChatHints, Message, Piece, Prompt, Shown, assemble
+from .prompts import ChatFormat, ChatHints, Message, Piece, Prompt, Shown, assemble, is_begun
 from .tokenizer import Tokenizer
 
 LONGEST_SOURCE = 100_000  #: characters; the longest published templates have about 20,000
@@ -233,7 +233,8 @@ class TemplateFormat:
             raise TemplateError(str(error) or type(error).__name__) from error
 
     def _pieces(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Piece]:
-        text = self._run(messages, asks=True)
+        begun = is_begun(messages)
+        text = self._run(messages, asks=not begun)
         marks = list(MARKS.finditer(text))
         if [int(mark[2]) for mark in marks] != list(range(len(messages))):
             raise TemplateError("it does not show every message once and in order")
@@ -243,6 +244,8 @@ class TemplateFormat:
             mark = marks[owner]
             pieces += _literals(owner, text[at : self._opening(messages, owner, text, mark)], tokenizer)
             pieces.append(_content(owner, message, mark))
+            if begun and owner == len(messages) - 1:
+                return pieces
             at = self._closing(messages, owner, text, marks)
             pieces += _literals(owner, text[mark.end() : at], tokenizer)
         return pieces + _literals(len(messages), text[at:], tokenizer)

@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from chatapp.engine import Engine, Source
 from chatapp.library import Library
 from chatapp.server import build
 from chatapp.session import Chat
-from chatapp.store import Store
+from chatapp.store import Store, StoredMessage
 from models import registry
 from tests.fakes import HashEmbeddings
 from tests.memorise import DIALOGUES, RECIPES, checkpoint, one_thread, written
@@ -128,6 +129,30 @@ def test_a_kept_conversation(chat: Chat) -> None:
     The second question goes behind the ids of the first reply, not its text.
     """
     assert [_talk(chat, [question for question, _ in dialogue]) for dialogue in DIALOGUES] == EXPECTED
+
+
+@pytest.mark.parametrize("writer", ["itself", "another model"])
+def test_a_reply_that_was_stopped_goes_on_word_for_word(chat: Chat, writer: str) -> None:
+    """Wherever it was cut, between the bytes of a character too; another model's words go in as text."""
+    (question, expected), *_ = DIALOGUES[0]
+    conversation = chat.store.create().id
+    _answer(chat, conversation, question)
+    ids = chat.store.messages(conversation)[-1].ids
+    number = chat.store.tree(conversation).leaf
+    decode = chat.engine.loaded.tokenizer.decode
+    texts = {cut: decode(ids[:cut]).strip() for cut in range(1, len(ids))}  # as shown
+    if writer == "another model":  # it cuts elsewhere: where this one would have begun with other ids, it goes astray
+        texts = {cut: text for cut, text in texts.items() if chat.engine.loaded.reply_ids(text) == list(ids[:cut])}
+    cuts = [cut for cut, text in texts.items() if text]
+    # ChatGLM2 learnt its replies as texts of their own, while its format puts them into one text with the rest.
+    assert len(cuts) > 3 or (writer == "another model" and RECIPES[chat.engine.status.name].place == "start")
+    for cut in cuts:
+        begun = StoredMessage("assistant", texts[cut], ids[:cut], chat.engine.status.name, state="stopped")
+        if writer == "another model":
+            begun = replace(begun, ids=(1, 2, 3), model=writer)
+        chat.store.update(number, begun)
+        *_, reply = chat.continue_(conversation, threading.Event())
+        assert (reply.failure, reply.text, tuple(reply.ids)) == ("", expected, ids), cut
 
 
 def _talk(chat: Chat, questions: list[str]) -> list[str]:

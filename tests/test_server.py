@@ -5,7 +5,6 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, WebSocket
@@ -227,7 +226,12 @@ def test_the_address_can_be_opened_in_a_browser(host: str, shown: str) -> None:
     assert address(host, 7860) == f"http://{shown}:7860"
 
 
-def test_nothing_of_fastapis_own_pages_is_served(tmp_path: Path) -> None:
-    chat = Chat(ready_engine(scripted()), Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"))
-    paths = {getattr(route, "path", "") for route in build(chat, lambda app: app).routes}
-    assert paths == {"/health", "/v1/chat/completions"}
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+def test_nothing_of_fastapis_own_pages_is_served(ask: Ask, path: str) -> None:
+    assert ask("GET", path)[0] == 404
+
+
+def test_conversations_are_behind_the_same_checks(ask: Ask) -> None:
+    assert ask("GET", "/v1/conversations")[0] == 200
+    assert ask("GET", "/v1/conversations", host="evil.example")[0] == 400
+    assert ask("POST", "/v1/conversations/import", origin="http://evil.example")[0] == 403

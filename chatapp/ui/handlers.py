@@ -62,12 +62,10 @@ class Handlers:
     def open_page(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Everything that depends on the language or on what is on disk."""
         language = self.language(request)
-        base = kept.get("base") if kept.get("base") in self._chat.library.names() else None
         return (
             *self.show_conversation(kept.get("conversation"), request),
             self._conversations(kept.get("conversation"), language),
-            self._bases(base, language),
-            self._documents(base, (), language),
+            *self._asked_base(kept.get("base"), language),
             *self._models(language),
             self.state(request),
             self._timer(),
@@ -199,11 +197,11 @@ class Handlers:
     # Conversations
 
     def new_chat(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources, progress line, conversation, input, editing, kept, conversations."""
+        """As `choose_conversation`, and conversations."""
         return *self.choose_conversation(None, kept, request), self._conversations(None, self.language(request))
 
     def choose_conversation(self, chosen: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources, progress line, conversation, input, editing, kept.
+        """Messages, sources, progress line, conversation, input, editing, base, documents, kept.
 
         `chosen` is a conversation, or one with a message that was searched for ("id/message"), whose branch is shown
         then. A reply that streams elsewhere is stopped.
@@ -212,8 +210,12 @@ class Handlers:
         conversation, _, message = (chosen or "").partition("/")
         if message and int(message) not in {node.id for node in self._chat.store.tree(conversation).path}:
             self._chat.choose(conversation, int(message))
+        kept = self.keep_conversation(conversation or None, kept)
+        rows = {row.id: row.preferences.knowledge_base for row in self._chat.store.conversations()}
+        kept["base"] = rows.get(conversation, kept.get("base"))
+        base, documents = self._asked_base(kept["base"], self.language(request))
         shown = self.show_conversation(conversation, request)
-        return *shown, conversation or None, _idle(), None, self.keep_conversation(conversation or None, kept)
+        return *shown, kept["conversation"], _idle(), None, base, documents, kept
 
     def keep_conversation(self, conversation: str | None, kept: Kept) -> Kept:
         return {**kept, "conversation": conversation}
@@ -264,7 +266,7 @@ class Handlers:
             conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
         except (transfer.TransferError, StoreError, OSError) as error:
             _warn(error)
-            return *(gr.skip(),) * 6, kept, gr.skip()
+            return *(gr.skip(),) * 8, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)
         shown = self.choose_conversation(conversation, kept, request)
@@ -408,6 +410,11 @@ class Handlers:
     def _first_base(self, language: str) -> str:
         name = say(language, "base_default")
         return name if name in self._chat.library.names() else self._chat.library.create(name)
+
+    def _asked_base(self, base: str | None, language: str) -> tuple[Any, Any]:
+        """A knowledge base as the one that is asked, unless it is gone: base, documents."""
+        known = base if base in self._chat.library.names() else None
+        return self._bases(known, language), self._documents(known, (), language)
 
     def _bases(self, chosen: str | None, language: str) -> Any:
         names = [(name, name) for name in self._chat.library.names()]

@@ -222,7 +222,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["actions"].click(handlers.act, only("conversation", "base"), turn, concurrency_limit=None, **quiet)
     parts["text"].stop(handlers.stop, queue=False)
 
-    chosen = only(*shown, "conversation", "text", "editing", "kept")
+    chosen = only(*shown, "conversation", "text", "editing", "base", "documents", "kept")
     listed = [*chosen, parts["conversations"]]
     parts["new_chat"].click(handlers.new_chat, only("kept"), listed, **quiet)
     parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)

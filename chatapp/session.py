@@ -16,9 +16,11 @@ from models import End, Read, Token
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
 from .conversation import Plan, QuestionTooLong, Turn, whole_characters
-from .engine import Cancelled, Engine, EngineError, Waiting
+from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
+from .ledger import Ledger
 from .library import Library, LibraryError
 from .store import Store, StoredMessage, StoreError
+from .summary import Summary
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
 SAVE_EVERY = 0.5
@@ -38,7 +40,10 @@ FAILURES = (
 
 @dataclass
 class Reply:
-    """A reply as far as it has come. `state` is "waiting", "reading", "writing", "done", "stopped" or "failed"."""
+    """A reply as far as it has come.
+
+    `state` is "waiting", "summarising", "reading", "writing", "done", "stopped" or "failed".
+    """
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -63,6 +68,7 @@ class Chat:
     engine: Engine
     library: Library
     store: Store
+    summarise: bool = False  #: whether a summary stands for the oldest exchanges where they have no room
 
     def send(self, conversation: str, text: str, base: str | None, cancel: threading.Event) -> Iterator[Reply]:
         """The reply to a user's message, again and again as it grows.
@@ -73,9 +79,15 @@ class Chat:
         save = _Saver(self.store, reply)
         try:
             text = whole_characters(text)
-            history = _history(self.store.messages(conversation))
+            stored = self.store.messages(conversation)
             save.number = self.store.add(conversation, StoredMessage("user", text), StoredMessage("assistant", ""))
-            question = Question(text, history, self.library.open(base) if base else None)
+            question = Question(
+                text,
+                _history(stored),
+                self.library.open(base) if base else None,
+                summarise=self.summarise,
+                summary=_summary(stored),
+            )
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):
@@ -101,6 +113,13 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
             turns.append(Turn("user", asked.content))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _summary(messages: Sequence[StoredMessage]) -> Summary | None:
+    """The last one that was made for a reply of this conversation."""
+    ledgers = [message.ledger for message in messages if message.ledger is not None]
+    summaries = [ledger.summary for ledger in map(Ledger.from_json, ledgers) if ledger.summary is not None]
+    return summaries[-1] if summaries else None
 
 
 class _Saver:
@@ -129,7 +148,9 @@ class _Saver:
             return
         reply = self._reply
         ids = tuple(reply.ids) or None
-        self._store.update(self.number, StoredMessage("assistant", reply.text, ids, self.model, tuple(reply.sources)))
+        ledger = reply.plan.ledger.as_json() if reply.plan else None
+        message = StoredMessage("assistant", reply.text, ids, self.model, tuple(reply.sources), ledger)
+        self._store.update(self.number, message)
         self._last = time.monotonic()
 
 
@@ -140,6 +161,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.plan = event if isinstance(event, Plan) else None
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Summarising():
+            reply.state = "summarising"
         case Read():
             reply.state, reply.read = "reading", event
         case Token(id=token, text=text):

@@ -36,6 +36,7 @@ class Settings:
     data: Path
     checkpoints: Path | None
     lang: str
+    summarise: bool = False
     plan: bool = False
     json: bool = False
     table: bool = False
@@ -91,6 +92,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--data", type=_path, default=default("DATA", str(default_data_folder())), help="data folder")
     parser.add_argument("--checkpoints", type=_path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
+    parser.add_argument(
+        "--summarise",
+        action="store_true",
+        default=default("SUMMARISE", None) is not None,
+        help="let the model sum up the oldest turns when they no longer fit",
+    )
     parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     parser.add_argument(

@@ -8,12 +8,12 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 create table conversation (id text primary key, title text not null, changed text not null);
 create table message (
@@ -23,6 +23,7 @@ create table message (
     content text not null,
     ids text,                       -- JSON: a reply's tokens as they were generated
     model text,                     -- which model they belong to
+    ledger text,                    -- JSON: what a reply's window was spent on, as Ledger.as_json gives it
     sources text not null           -- JSON: [{"name", "page", "score", "text"}]
 );
 create index message_of_conversation on message (conversation, id);
@@ -48,6 +49,8 @@ class StoredMessage:
     ids: tuple[int, ...] | None = None
     model: str | None = None
     sources: tuple[Mapping[str, Any], ...] = ()
+    #: What its window was spent on. It says nothing of the message itself.
+    ledger: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 class Store:
@@ -79,6 +82,10 @@ class Store:
             raise sqlite3.DatabaseError("it is damaged")
         self._connection.execute("pragma journal_mode = wal")
         self._connection.execute("pragma foreign_keys = on")
+        if version == 1:
+            self._connection.executescript(
+                "begin; alter table message add ledger text; pragma user_version = 2; commit;"
+            )
         if not tables:
             self._connection.executescript(f"begin; {SCHEMA} pragma user_version = {VERSION}; commit;")
 
@@ -102,7 +109,8 @@ class Store:
 
     def messages(self, conversation: str) -> list[StoredMessage]:
         rows = self._read(
-            "select role, content, ids, model, sources from message where conversation = ? order by id", (conversation,)
+            "select role, content, ids, model, sources, ledger from message where conversation = ? order by id",
+            (conversation,),
         )
         return [_message(*row) for row in rows]
 
@@ -120,7 +128,8 @@ class Store:
 
     def _append(self, connection: sqlite3.Connection, conversation: str, message: StoredMessage) -> int:
         cursor = connection.execute(
-            "insert into message (conversation, role, content, ids, model, sources) values (?, ?, ?, ?, ?, ?)",
+            "insert into message (conversation, role, content, ids, model, sources, ledger) "
+            "values (?, ?, ?, ?, ?, ?, ?)",
             (conversation, message.role, *_columns(message)),
         )
         connection.execute(
@@ -133,7 +142,7 @@ class Store:
         """Replaces a message's content, as more of a reply arrives."""
         with self._transaction() as connection:
             connection.execute(
-                "update message set content = ?, ids = ?, model = ?, sources = ? where id = ?",
+                "update message set content = ?, ids = ?, model = ?, sources = ?, ledger = ? where id = ?",
                 (*_columns(message), number),
             )
 
@@ -162,9 +171,10 @@ class Store:
             raise StoreError(f"{self._path} can't be used ({error}); check the disk and start again.") from error
 
 
-def _columns(message: StoredMessage) -> tuple[str, str | None, str | None, str]:
+def _columns(message: StoredMessage) -> tuple[str | None, ...]:
     ids = json.dumps(message.ids) if message.ids is not None else None
-    return message.content, ids, message.model, json.dumps(message.sources, ensure_ascii=False)
+    ledger = json.dumps(message.ledger, ensure_ascii=False) if message.ledger is not None else None
+    return message.content, ids, message.model, json.dumps(message.sources, ensure_ascii=False), ledger
 
 
 def _title(content: str) -> str:
@@ -172,8 +182,11 @@ def _title(content: str) -> str:
     return content.splitlines()[0][:TITLE] if content else ""
 
 
-def _message(role: str, content: str, ids: str | None, model: str | None, sources: str) -> StoredMessage:
-    return StoredMessage(role, content, tuple(json.loads(ids)) if ids else None, model, tuple(json.loads(sources)))
+def _message(
+    role: str, content: str, ids: str | None, model: str | None, sources: str, ledger: str | None
+) -> StoredMessage:
+    kept, spent = (json.loads(text) if text else None for text in (ids, ledger))
+    return StoredMessage(role, content, tuple(kept) if kept else None, model, tuple(json.loads(sources)), spent)
 
 
 def _now() -> str:

@@ -168,7 +168,7 @@ def _foreign(path: Path, version: int) -> None:
 def _newer(path: Path) -> None:
     Store(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("pragma user_version = 2")
+    connection.execute("pragma user_version = 3")
     connection.commit()
     connection.close()
 
@@ -186,8 +186,8 @@ def _damaged(path: Path) -> None:
 
 BAD_FILES = {
     "foreign": (lambda path: _foreign(path, 0), "another program"),
-    "foreign with our version": (lambda path: _foreign(path, 1), "another program"),
-    "newer": (_newer, "newer Quatrain, version 2"),
+    "foreign with our version": (lambda path: _foreign(path, 2), "another program"),
+    "newer": (_newer, "newer Quatrain, version 3"),
     "no database": (
         lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50),
         "database",
@@ -207,6 +207,21 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_left_alone(path: Path, 
         Store(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
+    store = Store(path)
+    conversation = store.create().id
+    number = store.add(conversation, user("hi"), StoredMessage("assistant", "hello"))
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.executescript("alter table message drop ledger; pragma user_version = 1;")
+    connection.close()
+    store = Store(path)
+    assert [message.content for message in store.messages(conversation)] == ["hi", "hello"]
+    assert store.messages(conversation)[1].ledger is None
+    store.update(number, StoredMessage("assistant", "hello", ledger={"context": 64}))
+    assert Store(path).messages(conversation)[1].ledger == {"context": 64}
 
 
 def test_an_empty_file_becomes_a_store(path: Path) -> None:

@@ -71,7 +71,11 @@ class Handlers:
         language = self.language(request)
         stored = self._chat.store.messages(conversation) if conversation else []
         sources = stored[-1].sources if stored else ()
-        return render.messages(stored, language), render.sources_pane(sources, language), ""
+        return (
+            render.messages(stored, language),
+            render.sources_pane(sources, language),
+            render.kept_budget(stored, language),
+        )
 
     def state(self, request: gr.Request) -> str:
         status = self._chat.engine.status

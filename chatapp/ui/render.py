@@ -9,6 +9,7 @@ from typing import Any
 from knowledge import Ingested
 
 from ..engine import Status
+from ..ledger import Ledger
 from ..session import Reply
 from ..startup import Fetching
 from ..store import StoredMessage
@@ -108,9 +109,17 @@ def progress_line(reply: Reply, language: str) -> str:
     return line + budget.bar(reply.plan.ledger, language) if reply.plan is not None else line
 
 
+def kept_budget(stored: Sequence[StoredMessage], language: str) -> str:
+    """What the window of a kept conversation's last reply was spent on."""
+    ledger = stored[-1].ledger if stored else None
+    return "" if ledger is None else budget.bar(Ledger.from_json(ledger), language)
+
+
 def _progress(reply: Reply, language: str) -> list[str]:
     if reply.state == "waiting":
         return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
+    if reply.state == "summarising":
+        return [say(language, "summarising")]
     if reply.state == "reading" and reply.read is not None:
         return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
     if reply.state == "writing":

@@ -80,7 +80,7 @@ def run(settings: Settings, store: Store) -> int:
     engine = Engine()
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
-    chat = Chat(engine, library, store)
+    chat = Chat(engine, library, store, settings.summarise)
     app = build(chat, mount(settings, chat, startup))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # In a thread: a handler deep in a document or a prompt can't hold up the end of the program then.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +12,13 @@ from typing import Any
 from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
 from models import Event, LoadedModel, once_more
 
-from .conversation import REPLY, Plan, Turn, continuing, plan
+from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
 from .effort import Effort
-from .engine import Engine, Waiting
+from .engine import Engine, Summarising, Waiting
+from .summary import HAN, Summary
 
 #: How many passages a question brings along when they fit.
 PASSAGES = 4
-
-HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,14 @@ class Question:
     reply: int = REPLY
     begun: Turn | None = None  #: a reply that is to go on where it ended
     passages: tuple[Passage, ...] = ()  #: what that reply was given; nothing is searched again
+    summarise: bool = False  #: the oldest exchanges, where they have no room
+    summary: Summary | None = None  #: one that was kept
 
 
-def answer(engine: Engine, question: Question, cancel: threading.Event) -> Iterator[Found | Waiting | Plan | Event]:
-    """Found (for a question about documents), Waiting, the Plan, then the events of generation.
+def answer(
+    engine: Engine, question: Question, cancel: threading.Event
+) -> Iterator[Found | Waiting | Summarising | Plan | Event]:
+    """Found (for a question about documents), Waiting, Summarising, the Plan, then the events of generation.
 
     Where the documents do not say, Found is empty and nothing follows: the model would only invent. Raises EngineError,
     QuestionTooLong, KnowledgeBaseError and Cancelled.
@@ -60,7 +62,8 @@ def answer(engine: Engine, question: Question, cancel: threading.Event) -> Itera
     def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:
         history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
         words = partial(wording, question.text)
-        return plan(loaded, history, words, passages, question.system, question.reply, effort)
+        make = partial(plan, loaded, history, words, passages, question.system, question.reply, effort)
+        return summarising(loaded, history, make, question.summary) if question.summarise else make()
 
     def make_continuing(loaded: LoadedModel, effort: Effort) -> Plan:
         begun = question.begun.seen_by(engine.status.writer, len(loaded.tokenizer))

@@ -10,8 +10,10 @@ from typing import Any
 from knowledge import Passage
 from models import LoadedModel, Prompt
 
+from . import summary as summaries
 from .effort import Effort
 from .ledger import Entry, Ledger, LeftOut, attribute
+from .summary import Summary
 
 #: A reply may always be this long, in tokens, or a quarter of a window that is smaller.
 REPLY = 512
@@ -50,6 +52,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """A summary that the model is to write before the reply; `planned` makes the plan with what it has written."""
+
+    prompt: Prompt
+    longest: int  #: tokens
+    planned: Callable[[str], Plan]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The prompt of one turn, and the ledger of what went into it and what did not."""
 
@@ -57,6 +68,7 @@ class Plan:
     passages: tuple[Passage, ...]
     exchanges: int  #: how many are in it
     ledger: Ledger
+    aside: Aside | None = None
 
     @property
     def reply(self) -> int:
@@ -93,14 +105,16 @@ def plan(
     system: str | None = None,
     reply: int = REPLY,
     effort: Effort = ALL_THAT_FITS,
+    summary: Summary | None = None,
 ) -> Plan:
     """Fits a turn into the window, whole messages only; what is left out is in the ledger.
 
     First come the question and its best passage, then the newest exchange, then the other passages from the best down,
-    then older exchanges from the newest back; of neither more than the effort allows. Raises QuestionTooLong.
+    then older exchanges from the newest back; of neither more than the effort allows. A summary goes with the system
+    message. Raises QuestionTooLong.
     """
     room = loaded.context - reply_budget(loaded.context, reply)
-    draft = _Draft(loaded, system, _exchanges(history), question)
+    draft = _Draft(loaded, system, _exchanges(history), question, summary)
     allowed = list(passages[: effort.passages])
     longest = len(draft.exchanges) if effort.exchanges is None else min(effort.exchanges, len(draft.exchanges))
 
@@ -125,8 +139,48 @@ def plan(
         *(_passage_left_out(passage, "memory") for passage in passages[len(allowed) :]),
     )
     entries = draft.entries(fitted, kept, quoted)
-    ledger = Ledger(loaded.context, min(reply, loaded.context - len(fitted.ids)), entries, left_out)
+    ledger = Ledger(loaded.context, min(reply, loaded.context - len(fitted.ids)), entries, left_out, summary)
     return Plan(fitted, tuple(quoted), kept, ledger)
+
+
+def summarising(
+    loaded: LoadedModel, history: Sequence[Turn], make: Callable[[Summary | None], Plan], kept: Summary | None
+) -> Plan:
+    """The plan with a summary of what has no room, if something has none.
+
+    The one that was kept is used while it covers all of that; otherwise the plan asks for a new one. It covers some of
+    the exchanges that still fit as well, so that it lasts for some turns.
+    """
+    plain = make(None)
+    if not plain.dropped_turns:
+        return plain
+    if kept is not None:
+        try:
+            made = make(kept)
+        except QuestionTooLong:
+            return plain
+        if made.dropped_turns <= kept.exchanges:
+            return made
+    exchanges = _exchanges(history)
+    covered = plain.dropped_turns + (plain.exchanges + 1) // 2
+    start = kept.exchanges if kept is not None and kept.exchanges < covered else 0
+    longest = summaries.longest(loaded.context)
+    prompt = _summary_prompt(loaded, exchanges[start:covered], kept if start else None, loaded.context - longest)
+    if prompt is None:
+        return plain
+    return replace(plain, aside=Aside(prompt, longest, lambda text: make(Summary(text, covered))))
+
+
+def _summary_prompt(
+    loaded: LoadedModel, exchanges: Sequence[Sequence[Turn]], earlier: Summary | None, room: int
+) -> Prompt | None:
+    """What asks for a summary of the newest exchanges that fit; None where not even one does."""
+    for first in range(len(exchanges)):
+        said = [(turn.role, turn.content) for exchange in exchanges[first:] for turn in exchange]
+        prompt = loaded.chat_prompt([Turn("user", summaries.request(said, earlier)).message()])
+        if len(prompt.ids) <= room:
+            return prompt
+    return None
 
 
 @dataclass(frozen=True)
@@ -137,11 +191,13 @@ class _Draft:
     system: str | None
     exchanges: Sequence[Sequence[Turn]]
     question: Wording
+    summary: Summary | None = None
 
     def before(self, kept: int) -> list[Turn]:
         """The messages in front of the question, with the newest `kept` exchanges."""
         newest = self.exchanges[len(self.exchanges) - kept :]
-        opening = [Turn("system", self.system)] if self.system else []
+        told = [part for part in (self.system, self.summary and self.summary.message()) if part]
+        opening = [Turn("system", "\n\n".join(told))] if told else []
         return [*opening, *(turn for exchange in newest for turn in exchange)]
 
     def prompt(self, kept: int, passages: Sequence[Passage]) -> Prompt:
@@ -157,7 +213,18 @@ class _Draft:
         messages = [_turn_entry(turn) for turn in self.before(kept)]
         quoting = [Entry("instruction"), *map(_passage_entry, passages)] if passages else []
         texts = self.question(passages)
-        return attribute(prompt, messages, [*quoting, Entry("question")], texts, partial(self.saying, kept=kept))
+        spent = attribute(prompt, messages, [*quoting, Entry("question")], texts, partial(self.saying, kept=kept))
+        return spent if self.summary is None else self._with_summary(spent, prompt, kept, texts)
+
+    def _with_summary(
+        self, spent: tuple[Entry, ...], prompt: Prompt, kept: int, texts: Sequence[str]
+    ) -> tuple[Entry, ...]:
+        """The entries with the summary's tokens, which are those that the prompt would not have without it."""
+        frame, system, *rest = spent
+        without = replace(self, summary=None).saying("".join(texts), kept)
+        tokens = min(max(len(prompt.ids) - len(without.ids), 0), system.tokens) if self.system else system.tokens
+        own = [replace(system, tokens=system.tokens - tokens)] if self.system else []
+        return (frame, *own, Entry("summary", tokens, title(self.summary.text)), *rest)
 
 
 def _turn_entry(turn: Turn) -> Entry:

@@ -13,14 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models import OUT_OF_MEMORY, BadLogitsError, End, Event, LoadedModel, Read, Sampling, Token, once_more, ran_out
+from models import (
+    CHUNK,
+    OUT_OF_MEMORY,
+    BadLogitsError,
+    End,
+    Event,
+    LoadedModel,
+    Read,
+    Sampling,
+    Token,
+    once_more,
+    ran_out,
+)
 
-from .conversation import Plan, QuestionTooLong
+from .conversation import Aside, Plan, QuestionTooLong
 from .effort import LADDER, Effort
 from .hardware import free_memory
 
 #: How often a waiting request looks whether it was cancelled or has moved up, in seconds.
 POLL = 0.2
+
+#: What a model, its tokenizer or its chat template runs into when it is damaged, or when something is wrong in ours:
+#: numbers that can't be, names and indices that are not there, memory, shapes, types, texts. Python's and PyTorch's
+#: errors for all of these are among them; what is not is no failure of a turn but of the program.
+BREAKS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class EngineError(RuntimeError):
@@ -36,6 +53,11 @@ class Waiting:
     """`ahead` requests come first."""
 
     ahead: int
+
+
+@dataclass(frozen=True)
+class Summarising:
+    """The model reads and writes a summary of what has no room in the window, before the reply."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +228,7 @@ class Engine:
 
     def stream(
         self, make_plan: Callable[[LoadedModel, Effort], Plan], options: Mapping[str, Any], cancel: threading.Event
-    ) -> Iterator[Waiting | Plan | Event]:
+    ) -> Iterator[Waiting | Summarising | Plan | Event]:
         """One reply: its place in the queue, the plan, then the events of generation.
 
         The plan is made when the turn has come, for the model that answers; `options` are fields of Sampling that
@@ -229,11 +251,15 @@ class Engine:
         make_plan: Callable[[LoadedModel, Effort], Plan],
         options: Mapping[str, Any],
         cancel: threading.Event,
-    ) -> Iterator[Plan | Event]:
+    ) -> Iterator[Summarising | Plan | Event]:
         """Plans, and the events of the reply. What an attempt has written is the beginning of the next one's reply."""
         effort, rungs, written = Effort(), iter(LADDER), _Written()
         while True:
-            plan = make_plan(loaded, effort).continued(written.ids)
+            plan = make_plan(loaded, effort)
+            if plan.aside is not None and effort == Effort():
+                yield Summarising()
+                plan = self._summarised(loaded, plan, plan.aside, cancel)
+            plan = plan.continued(written.ids)
             yield plan
             _raise_if(cancel)
             try:
@@ -248,6 +274,18 @@ class Engine:
                 if effort is None:
                     raise
             models.give_back()  # behind the except: until the error has gone, it holds on to the attempt's cache
+
+    def _summarised(self, loaded: LoadedModel, plan: Plan, aside: Aside, cancel: threading.Event) -> Plan:
+        """The plan with the summary that it asks for; the plan as it is where that fails in any way, but for Stop."""
+        asking = replace(plan, prompt=aside.prompt, ledger=replace(plan.ledger, reply=aside.longest))
+        try:
+            events = self._generate(loaded, asking, CHUNK, {"temperature": 0.0}, cancel)
+            text = "".join(event.text for event in events if isinstance(event, Token)).strip()
+            return aside.planned(text) if text else plan
+        except BREAKS:
+            pass
+        models.give_back()
+        return plan
 
     def _generate(
         self, loaded: LoadedModel, plan: Plan, chunk: int, options: Mapping[str, Any], cancel: threading.Event
@@ -361,12 +399,6 @@ def _as_shown(events: Iterator[Plan | Event], shown: Callable[..., str]) -> Iter
 def _raise_if(cancel: threading.Event) -> None:
     if cancel.is_set():
         raise Cancelled
-
-
-#: What a model, its tokenizer or its chat template runs into when it is damaged, or when something is wrong in ours:
-#: numbers that can't be, names and indices that are not there, memory, shapes, types, texts. Python's and PyTorch's
-#: errors for all of these are among them; what is not is no failure of a turn but of the program.
-BREAKS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from models import Prompt, shared
+
+from .summary import Summary
 
 #: What entries can be: the format's own words around all messages, a system message, a summary of exchanges that were
 #: left out, a turn, what tells the model how to use passages, a passage, the question, the beginning of the reply.
@@ -47,6 +49,15 @@ class Ledger:
     reply: int
     entries: tuple[Entry, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    summary: Summary | None = None  #: what stands for the oldest exchanges, where one was asked for
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ledger:
+        """The ledger that `as_json` was made of."""
+        entries = tuple(Entry(**entry) for entry in data["entries"])
+        left_out = tuple(LeftOut(**each) for each in data["left_out"])
+        summary = Summary(**data["summary"]) if "summary" in data else None
+        return cls(data["context"], data["reply"], entries, left_out, summary)
 
     @property
     def prompt(self) -> int:
@@ -87,6 +98,7 @@ class Ledger:
             "free": self.free,
             "entries": [_known(entry) for entry in self.entries],
             "left_out": [_known(each) for each in self.left_out],
+            **({"summary": asdict(self.summary)} if self.summary else {}),
         }
 
 

@@ -33,7 +33,8 @@ create table message (
     sources text not null,          -- JSON: [{"name", "page", "score", "text"}]
     state text not null,            -- of a reply: writing, done, stopped, failed, nothing_found or interrupted
     failure text not null,
-    reason text                     -- why generation ended: stop, length or window
+    reason text,                    -- why generation ended: stop, length or window
+    ledger text                     -- JSON: what its window was spent on, as Ledger.as_json gives it
 );
 create index message_of_conversation on message (conversation, id);
 
@@ -72,7 +73,7 @@ insert into conversation (id, title, changed, preferences, leaf)
     from former_conversation order by rowid;
 insert into message
     select id, conversation, lag(id) over (partition by conversation order by id), role, content, ids, model, null,
-           sources, 'done', '', null
+           sources, 'done', '', null, null
     from former_message order by id;
 drop table former_message;
 drop table former_conversation;

@@ -16,9 +16,11 @@ from models import End, Read, Token
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
 from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
-from .engine import Cancelled, Engine, EngineError, Waiting
+from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
+from .ledger import Ledger
 from .library import Library, LibraryError
 from .store import Store, StoredMessage, StoreError
+from .summary import Summary
 from .tree import Tree, TreeError
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
@@ -44,7 +46,10 @@ ASKED = StoredMessage("assistant", "", state="writing")
 
 @dataclass
 class Reply:
-    """A reply as far as it has come. `state` is "waiting", "reading", "writing", "done", "stopped" or "failed"."""
+    """A reply as far as it has come.
+
+    `state` is "waiting", "summarising", "reading", "writing", "done", "stopped" or "failed".
+    """
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -60,6 +65,7 @@ class Reply:
     number: int | None = None  #: of the message on disk, once it is there
     model: str | None = None
     chat_format: str | None = None
+    ledger: Mapping[str, Any] | None = None  #: as it was kept, until there is another plan
 
     @property
     def nothing_found(self) -> bool:
@@ -68,7 +74,7 @@ class Reply:
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
         self.text, self.ids, self.sources = kept.content, list(kept.ids or ()), list(kept.sources)
-        self.model, self.chat_format = kept.model, kept.chat_format
+        self.model, self.chat_format, self.ledger = kept.model, kept.chat_format, kept.ledger
 
     def kept(self) -> StoredMessage:
         """The reply as it goes to disk."""
@@ -83,6 +89,7 @@ class Reply:
             "nothing_found" if state == "done" and self.nothing_found else state,
             self.failure,
             self.end.reason if self.end else None,
+            self.plan.ledger.as_json() if self.plan else self.ledger,
         )
 
 
@@ -97,6 +104,7 @@ class Chat:
     engine: Engine
     library: Library
     store: Store
+    summarise: bool = False  #: whether a summary stands for the oldest exchanges where they have no room
 
     def send(self, conversation: str, text: str, base: str | None, cancel: threading.Event) -> Iterator[Reply]:
         """The reply to a user's message, again and again as it grows."""
@@ -185,6 +193,8 @@ class Chat:
             wanted.system,
             wanted.options(),
             wanted.max_tokens or REPLY,
+            summarise=self.summarise,
+            summary=_summary(earlier),
         )
         if not begun.content:
             if base != wanted.knowledge_base:  # the next turn asks the same, also after a restart
@@ -205,6 +215,13 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
             turns.append(Turn("user", asked.content))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _summary(messages: Sequence[StoredMessage]) -> Summary | None:
+    """The last one that was made for a reply of this conversation."""
+    ledgers = [message.ledger for message in messages if message.ledger is not None]
+    summaries = [ledger.summary for ledger in map(Ledger.from_json, ledgers) if ledger.summary is not None]
+    return summaries[-1] if summaries else None
 
 
 class _Saver:
@@ -241,6 +258,8 @@ def _note(reply: Reply, event: Any) -> None:
                 reply.plan, reply.ids = event, list(event.prompt.begun)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Summarising():
+            reply.state = "summarising"
         case Read():
             reply.state, reply.read = "reading", event
         case Token(id=token, text=text):

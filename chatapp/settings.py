@@ -38,6 +38,7 @@ class Settings:
     data: Path
     checkpoints: Path | None
     lang: str
+    summarise: bool = False
     plan: bool = False
     inspect: Path | None = None
     json: bool = False
@@ -99,6 +100,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--data", type=_path, default=default("DATA", str(default_data_folder())), help="data folder")
     parser.add_argument("--checkpoints", type=_path, default=default("CHECKPOINTS", None), help="more checkpoints")
     parser.add_argument("--lang", choices=LANGUAGES, default=default("LANG", "auto"), help="language of the interface")
+    parser.add_argument(
+        "--summarise",
+        action="store_true",
+        default=default("SUMMARISE", None) is not None,
+        help="let the model sum up the oldest turns when they no longer fit",
+    )
     parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
     parser.add_argument("--inspect", type=_path, help="print what a path is, what it lacks and takes, load nothing")
     parser.add_argument("--json", action="store_true", help="with --plan or --inspect: for programs")

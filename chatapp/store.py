@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ TITLE = 40  #: characters of a title that is taken from the first question
 LONGEST_TITLE = 200
 HITS = 100  #: conversations that a search finds at most
 
-COLUMNS = "role, content, ids, model, chat_format, sources, state, failure, reason"
+COLUMNS = "role, content, ids, model, chat_format, sources, state, failure, reason, ledger"
 
 
 class StoreError(RuntimeError):
@@ -55,6 +55,8 @@ class StoredMessage:
     state: str = "done"
     failure: str = ""
     reason: str | None = None
+    #: What its window was spent on, as Ledger.as_json gives it. It says nothing of the message itself.
+    ledger: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def unfinished(self) -> bool:
@@ -276,7 +278,7 @@ def _append(
 
 def _insert(connection: sqlite3.Connection, conversation: str, parent: int | None, message: StoredMessage) -> int:
     cursor = connection.execute(
-        f"insert into message (conversation, parent, {COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"insert into message (conversation, parent, {COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (conversation, parent, *_columns(message)),
     )
     return int(cursor.lastrowid or 0)
@@ -319,6 +321,7 @@ def _columns(message: StoredMessage) -> tuple[str | None, ...]:
         message.state,
         message.failure,
         message.reason,
+        json.dumps(message.ledger, ensure_ascii=False) if message.ledger is not None else None,
     )
 
 
@@ -332,9 +335,11 @@ def _message(
     state: str,
     failure: str,
     reason: str | None,
+    ledger: str | None,
 ) -> StoredMessage:
     kept = tuple(json.loads(ids)) if ids else None
-    return StoredMessage(role, content, kept, model, tuple(json.loads(sources)), chat_format, state, failure, reason)
+    read, spent = tuple(json.loads(sources)), json.loads(ledger) if ledger else None
+    return StoredMessage(role, content, kept, model, read, chat_format, state, failure, reason, spent)
 
 
 def _conversation(id: str, title: str, changed: str, preferences: str) -> Conversation:

@@ -14,6 +14,11 @@ def test_defaults() -> None:
     assert settings.data == default_data_folder()
 
 
+def test_summaries_are_asked_for_in_either_way() -> None:
+    assert not parse([], {"QUATRAIN_SUMMARISE": ""}).summarise
+    assert parse(["--summarise"], {}).summarise and parse([], {"QUATRAIN_SUMMARISE": "1"}).summarise
+
+
 VALUES = {
     "host": ("::1", "localhost"),
     "port": ("8001", "8002"),

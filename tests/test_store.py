@@ -211,6 +211,21 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_left_alone(path: Path, 
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
+    store = Store(path)
+    conversation = store.create().id
+    number = store.add(conversation, user("hi"), StoredMessage("assistant", "hello"))
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.executescript("alter table message drop ledger; pragma user_version = 1;")
+    connection.close()
+    store = Store(path)
+    assert [message.content for message in store.messages(conversation)] == ["hi", "hello"]
+    assert store.messages(conversation)[1].ledger is None
+    store.update(number, StoredMessage("assistant", "hello", ledger={"context": 64}))
+    assert Store(path).messages(conversation)[1].ledger == {"context": 64}
+
+
 def test_an_empty_file_becomes_a_store(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch()

@@ -78,7 +78,7 @@ class Handlers:
 
     def _branch(self, tree: Tree, language: str, progress: str | None = None) -> tuple[Any, ...]:
         sources = tree[tree.leaf].message.sources if tree.leaf is not None else ()
-        line = render.undone(tree, language) if progress is None else progress
+        line = render.undone(tree, language) + render.kept_budget(tree, language) if progress is None else progress
         return render.branch(tree, language), render.sources_pane(sources, language), line
 
     def state(self, request: gr.Request) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from knowledge import Ingested
 
 from ..engine import Status
+from ..ledger import Ledger
 from ..session import Reply
 from ..startup import Fetching
 from ..store import Hit, StoredMessage
@@ -188,9 +189,17 @@ def progress_line(reply: Reply, language: str) -> str:
     return line + budget.bar(reply.plan.ledger, language) if reply.plan is not None else line
 
 
+def kept_budget(tree: Tree, language: str) -> str:
+    """What the window of a kept conversation's last reply was spent on."""
+    ledger = tree[tree.leaf].message.ledger if tree.leaf is not None else None
+    return "" if ledger is None else budget.bar(Ledger.from_json(ledger), language)
+
+
 def _progress(reply: Reply, language: str) -> list[str]:
     if reply.state == "waiting":
         return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
+    if reply.state == "summarising":
+        return [say(language, "summarising")]
     if reply.state == "reading" and reply.read is not None:
         return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
     if reply.state == "writing":

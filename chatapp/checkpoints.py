@@ -217,7 +217,7 @@ def find(folders: Iterable[Path]) -> list[Found]:
 
 
 def find_adapters(folders: Iterable[Path]) -> list[Found]:
-    """The adapters in these folders, one or two levels down: LoRA folders, and deltas."""
+    """The adapters in these folders, one or two levels down: LoRA and P-tuning folders, and deltas."""
     found: dict[Path, tuple[Path, Path]] = {}
     for folder in folders:
         for config in (config for depth in ("", "*/", "*/*/") for config in folder.glob(f"{depth}*config.json")):

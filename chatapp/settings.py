@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser.add_argument("--host", default=default("HOST", "127.0.0.1"), help="address to listen on (loopback only)")
     parser.add_argument("--port", type=int, default=default("PORT", "7860"), help="a busy port: the next free one")
     parser.add_argument("--model", type=_path, default=default("MODEL", None), help="a checkpoint folder or .gguf file")
-    parser.add_argument("--adapter", type=_path, default=default("ADAPTER", None), help="LoRA or delta folder for it")
+    parser.add_argument("--adapter", type=_path, default=default("ADAPTER", None), help="LoRA, P-tuning, delta folder")
     parser.add_argument("--tier", choices=TIERS, default=default("TIER", "auto"))
     parser.add_argument("--context", type=int, default=default("CONTEXT", None), help="narrow the window to N tokens")
     parser.add_argument("--data", type=_path, default=default("DATA", str(default_data_folder())), help="data folder")

@@ -12,7 +12,7 @@ from torch import nn
 
 from .cache import KVCache, Prefix
 
-#: How names of tensors begin that make a P-tuning prefix: models/prefix.py reads them, a model has no place for them.
+#: How the names of a P-tuning prefix begin: formats/prefixes.py reads its tensors, a model has no place for them.
 PREFIX_ENCODER = "transformer.prefix_encoder."
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .base import BaseArgs
+from .formats import prefix_rows
 from .generate import CHUNK
-from .prefix import prefix_rows
 from .quantize import EXPANDED, GROUP, ROWS
 from .registry import empty_model
 

@@ -9,10 +9,17 @@ from typing import TypeVar
 
 import torch
 
-from . import prefix
 from .base import PREFIX_ENCODER, BaseModel, CheckpointError
 from .footprint import footprint
-from .formats import StoredCheckpoint, is_adapter, is_checkpoint, open_adapter, open_checkpoint
+from .formats import (
+    Encoder,
+    StoredCheckpoint,
+    is_adapter,
+    is_checkpoint,
+    open_adapter,
+    open_checkpoint,
+    prefix_rows,
+)
 from .formats.gguf_parts import SUFFIX, models_among
 from .loader import LoadedModel, refuse_misplaced, refuse_missing
 from .registry import empty_model, resolve
@@ -37,8 +44,7 @@ UNREAD = {
 class Report:
     """What a path is. It can be loaded where `problems`, sentences for the user, is empty.
 
-    `kind` is "checkpoint"; "prefix" (of P-tuning), "adapter", "collection" or "part", which are none; or "unknown".
-    What can't be told is None.
+    `kind` is "checkpoint"; "adapter", "collection" or "part", which are none; or "unknown". What can't be told is None.
     """
 
     path: Path
@@ -77,9 +83,6 @@ def inspect(path: str | Path) -> Report:
 
 def _describe(path: Path, checkpoint: StoredCheckpoint) -> Report:
     form, problems = checkpoint.form, _Problems()
-    if problems.ask(lambda: prefix.is_alone(checkpoint)):
-        problems.ask(lambda: prefix.refuse_alone(checkpoint))
-        return Report(path, "prefix", problems.said, form=form, prefix_rows=prefix.prefix_rows(checkpoint.config))
     needs = problems.ask(lambda: footprint(checkpoint.config))
     if needs is None:
         return Report(path, "checkpoint", problems.said, form=form)
@@ -90,7 +93,7 @@ def _describe(path: Path, checkpoint: StoredCheckpoint) -> Report:
     tokenizer = problems.ask(lambda: loaded.tokenizer)
     chat = tokenizer and problems.ask(lambda: loaded.chat_format)
     if needs.prefix:
-        problems.ask(lambda: prefix.refuse_unfit(loaded, prefix.outline(checkpoint)))
+        problems.ask(lambda: Encoder.of(checkpoint, checkpoint.outline()).check(model.args))
     return Report(
         path,
         "checkpoint",
@@ -135,7 +138,7 @@ def _match(model: BaseModel, checkpoint: StoredCheckpoint) -> tuple[str, ...]:
     """Holds the names and shapes of a checkpoint's tensors against the model's; returns what will be ignored."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, leftovers = set(expected), []
-    has_prefix = prefix.prefix_rows(checkpoint.config) > 0
+    has_prefix = prefix_rows(checkpoint.config) > 0
     for name, tensor in checkpoint.outline():
         if has_prefix and name.startswith(PREFIX_ENCODER):
             continue

@@ -14,16 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import kept, prefix
+from . import kept
 from .base import BaseModel, CheckpointError
 from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
 from .footprint import Footprint, footprint
-from .formats import AdaptedCheckpoint, Checkpoint, Weight, glance, open_adapter, open_checkpoint
+from .formats import (
+    AdaptedCheckpoint,
+    Adapter,
+    Checkpoint,
+    Encoder,
+    PrefixAdapter,
+    Weight,
+    glance,
+    is_alone,
+    open_adapter,
+    open_checkpoint,
+    prefix_rows,
+)
 from .kept import Stored
 from .layers import Embedding
 from .memory import trim
-from .prefix import prefix_rows
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
 from .registry import Architecture, empty_model, resolve
@@ -86,9 +97,10 @@ class LoadedModel:
             return dataclasses.replace(plain, wanted_format=self.wanted_format)
         checkpoint, _ = _adapted(plain.checkpoint, Path(adapter))
         model = checkpoint.adapter.beside(plain.model, plain.device).eval()
-        return dataclasses.replace(
+        adapted = dataclasses.replace(
             plain, model=model, checkpoint=checkpoint, plain=plain, wanted_format=self.wanted_format
         )
+        return _with_prefix(adapted)
 
     def can_switch(self, adapter: str | Path | None) -> bool:
         """Whether `with_adapter` can do it: neither the adapter here nor that one has to be merged into the weights.
@@ -173,8 +185,8 @@ def load(
     """Loads a checkpoint (a Hugging Face folder, one of Meta's LLaMA folders, or a GGUF file).
 
     `adapter` is a folder that changes it: LoRA in PEFT's form, a delta, or a P-tuning prefix in place of one that the
-    checkpoint may hold itself. The first two are merged into the weights; with `beside` it stays beside them where it
-    can, to be switched by `LoadedModel.with_adapter`.
+    checkpoint may hold itself. What can be is merged into the weights; with `beside` it stays beside them where it can,
+    to be switched by `LoadedModel.with_adapter`.
     `store` is a folder where the INT8 and INT4 tiers made from larger weights are kept. `context` narrows the window;
     `progress` is called with (bytes read, bytes in all); `chat_format` is a name of `models.chat_formats()` in place of
     the one that config and tokenizer ask for. Raises CheckpointError, whose text is one sentence, when the checkpoint
@@ -184,10 +196,7 @@ def load(
         raise CheckpointError(f"There is no tier {tier!r}; there are {', '.join(TIERS)}.")
     if chat_format is not None and chat_format not in chat_formats():
         raise CheckpointError(f"There is no chat format {chat_format!r}; there are {', '.join(chat_formats())}.")
-    encoder = None
-    if adapter is not None and prefix.recognises(Path(adapter)):
-        encoder, adapter = prefix.read(Path(adapter)), None  # it changes no weights
-    if adapter is not None and beside and open_adapter(Path(adapter)).switchable:
+    if adapter is not None and _stays_beside(open_adapter(Path(adapter)), beside):
         _adapted(open_checkpoint(Path(path)), Path(adapter))  # a wrong one is refused before the weights are read
         return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
     checkpoint, model = _opened(Path(path), adapter)
@@ -197,9 +206,7 @@ def load(
         trim()  # what comes and goes between small matrices leaves holes as large as half of a small model
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
-    if encoder is None and prefix_rows(checkpoint.config):
-        encoder = prefix.read_from(_base(checkpoint))
-    return loaded if encoder is None else prefix.attach(loaded, encoder)
+    return _with_prefix(loaded)
 
 
 def family_of(path: str | Path) -> str:
@@ -223,7 +230,11 @@ def adapted_config(path: Path, adapter: Path) -> dict[str, Any]:
 def _opened(path: Path, adapter: str | Path | None) -> tuple[Checkpoint, BaseModel]:
     """A checkpoint, and its model without weights."""
     checkpoint = open_checkpoint(path)
-    prefix.refuse_alone(checkpoint)
+    if is_alone(checkpoint):
+        raise CheckpointError(
+            f"{path} holds a P-tuning prefix and no model; load the ChatGLM that it was trained on, with this as its "
+            "adapter."
+        )
     return (checkpoint, empty_model(checkpoint.config)) if adapter is None else _adapted(checkpoint, Path(adapter))
 
 
@@ -234,6 +245,27 @@ def _adapted(base: Checkpoint, folder: Path) -> tuple[AdaptedCheckpoint, BaseMod
     model = empty_model(config)
     adapter.check(model)
     return AdaptedCheckpoint(base, adapter, config, model), model
+
+
+def _stays_beside(adapter: Adapter, wanted: bool) -> bool:
+    return adapter.switchable and (wanted or not adapter.mergeable)
+
+
+def _with_prefix(loaded: LoadedModel) -> LoadedModel:
+    """The same model with the P-tuning prefix of its adapter, or of its own, or with none."""
+    encoder = _encoder(loaded.checkpoint)
+    if encoder is None:
+        return loaded
+    encoder.check(loaded.model.args)
+    prefix = encoder.encode(loaded.model.args.cache_shape, loaded.cache_dtype, loaded.device)
+    return dataclasses.replace(loaded, prefix=prefix)
+
+
+def _encoder(checkpoint: Checkpoint) -> Encoder | None:
+    if isinstance(checkpoint, AdaptedCheckpoint):
+        adapter = checkpoint.adapter
+        return adapter.encoder if isinstance(adapter, PrefixAdapter) else _encoder(checkpoint.base)
+    return Encoder.of(checkpoint, checkpoint.tensors()) if prefix_rows(checkpoint.config) else None
 
 
 def _base(checkpoint: Checkpoint) -> Checkpoint:

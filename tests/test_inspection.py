@@ -240,8 +240,8 @@ def prefixed(path: Path, rows: int = 5) -> dict[str, torch.Tensor]:
 def test_a_prefix_and_a_checkpoint_with_one(tmp_path: Path) -> None:
     tensors = prefixed(tmp_path / "prefix")
     report = models.inspect(tmp_path / "prefix")
-    assert (report.kind, report.prefix_rows, report.architecture) == ("prefix", 5, None)
-    assert "P-tuning prefix and no model" in report.problems[0] and len(report.problems) == 1
+    assert (report.kind, report.architecture, len(report.problems)) == ("adapter", None, 1)
+    assert "is no model" in report.problems[0]
     whole = folder(tmp_path / "whole", CHATGLM2 | {"pre_seq_len": 5})
     assert "prefix_encoder.embedding.weight is missing" in models.inspect(whole).problems[0]
     save_file(load_file(whole / WEIGHTS) | tensors, whole / WEIGHTS)

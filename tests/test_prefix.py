@@ -13,9 +13,11 @@ import transformers
 from safetensors.torch import load_file
 
 import models
+from chatapp.checkpoints import find, find_adapters
+from chatapp.planner import footprint_of
 from models import CheckpointError, footprint
+from models.formats import is_adapter
 from models.generate import prefill
-from models.prefix import recognises
 from tests import reference, tiny
 from tests.test_parity import CHATGLM_WIDE, TOLERANCE, chat_ids, glm, published_glm, random_ids, save
 from tests.tiny import CHATGLM, CHATGLM2, LLAMA
@@ -183,8 +185,8 @@ def test_memory_is_counted(case: Case, tier: str) -> None:
 
 
 def test_the_weight_file_may_be_named(case: Case) -> None:
-    assert recognises(case.adapter) and recognises(case.adapter / "model.safetensors")
-    assert not recognises(case.base) and not recognises(case.base / "nowhere") and not recognises(case.adapter.parent)
+    assert is_adapter(case.adapter) and is_adapter(case.adapter / "model.safetensors")
+    assert not is_adapter(case.base) and not is_adapter(case.base / "nowhere") and not is_adapter(case.adapter.parent)
     named = models.load(case.base, adapter=case.adapter / "model.safetensors")
     assert named.prefix.rows == ROWS
 
@@ -217,7 +219,7 @@ def test_a_prefix_of_another_model(case: Case, tmp_path: Path) -> None:
     tiny.save_folder(other, CHATGLM)
     assert "instead of [7, " in said(other, case.adapter)
     tiny.save_folder(tmp_path / "llama", LLAMA)
-    assert "is for a ChatGLM, and llama is none" in said(tmp_path / "llama", case.adapter)
+    assert "is for a ChatGLM, and the base is none" in said(tmp_path / "llama", case.adapter)
 
 
 def test_what_is_wrong_with_a_prefix_is_said(case: Case) -> None:
@@ -243,4 +245,34 @@ def test_a_config_that_says_more_than_its_weights(case: Case) -> None:
     config = json.loads((case.base / "config.json").read_text())
     (case.base / "config.json").write_text(json.dumps(config | {"pre_seq_len": ROWS}))
     assert "transformer.prefix_encoder.embedding.weight is missing" in said(case.base)
-    assert models.load(case.base, adapter=case.adapter).prefix.rows == ROWS
+
+
+def test_a_damaged_prefix(case: Case) -> None:
+    whole = (case.adapter / "model.safetensors").read_bytes()
+    (case.adapter / "model.safetensors").write_bytes(whole[:-10])
+    assert "one of a P-tuning prefix that is whole" in said(case.base, case.adapter)
+    (case.adapter / "config.json").write_text("{")
+    assert "is no adapter" in said(case.base, case.adapter)
+
+
+@torch.inference_mode()
+def test_it_is_switched_without_reading_the_model_again(case: Case, tmp_path: Path) -> None:
+    """And no second INT4 tier is kept, since no weight changes."""
+    plain = models.load(case.base, "int4", store=tmp_path / "store")
+    tuned = models.load(case.base, "int4", store=tmp_path / "store", adapter=case.adapter)
+    assert len(list((tmp_path / "store").iterdir())) == 1
+    ids = case.ids(30)
+    switched = plain.with_adapter(case.adapter)
+    assert switched.model is plain.model
+    assert torch.equal(switched.model(ids, switched.new_cache(30)), tuned.model(ids, tuned.new_cache(30)))
+    assert switched.with_adapter(None).prefix is tuned.with_adapter(None).prefix is None
+    assert tuned.accepts(case.adapter)
+
+
+def test_what_the_application_makes_of_it(case: Case) -> None:
+    folders = [case.base.parent]
+    assert [found.path for found in find(folders)] == [case.base]
+    assert [found.path for found in find_adapters(folders)] == [case.adapter]
+    tuned, plain = footprint_of(case.base, case.adapter), footprint_of(case.base)
+    assert (tuned.prefix, plain.prefix) == (ROWS, 0)
+    assert tuned.cache("fp16", 100) == plain.cache("fp16", 100 + ROWS)

@@ -11,18 +11,23 @@ from .base import Checkpoint, StoredCheckpoint, Weight
 from .gguf import GGUFCheckpoint
 from .huggingface import HuggingFaceCheckpoint
 from .meta import MetaCheckpoint
+from .prefixes import Encoder, PrefixAdapter, is_alone, prefix_rows
 
 __all__ = [
     "AdaptedCheckpoint",
     "Adapter",
     "Checkpoint",
+    "Encoder",
+    "PrefixAdapter",
     "StoredCheckpoint",
     "Weight",
     "glance",
     "is_adapter",
+    "is_alone",
     "is_checkpoint",
     "open_adapter",
     "open_checkpoint",
+    "prefix_rows",
 ]
 
 #: A folder of another form may hold a GGUF file made from it: it stays what it is.

@@ -17,6 +17,7 @@ from .base import Checkpoint, Weight
 from .deltas import DeltaAdapter
 from .huggingface import read_hints
 from .lora import LoraAdapter
+from .prefixes import PrefixAdapter
 
 
 class Adapter(Protocol):
@@ -25,6 +26,7 @@ class Adapter(Protocol):
     path: Path
     base: str | None  #: what the model that it was made for is called, where it says so
     switchable: bool  #: it can be put beside the weights of a loaded model, and be taken away again
+    mergeable: bool  #: it can become part of the weights
     numbers: int  #: how many numbers it then keeps, all of them in float32
 
     @staticmethod
@@ -49,7 +51,7 @@ class Adapter(Protocol):
 
 
 #: Every kind of adapter; the first that recognises a folder reads it.
-KINDS: tuple[type[Adapter], ...] = (LoraAdapter, DeltaAdapter)
+KINDS: tuple[type[Adapter], ...] = (LoraAdapter, PrefixAdapter, DeltaAdapter)
 
 
 def is_adapter(path: Path) -> bool:
@@ -62,7 +64,8 @@ def open_adapter(path: Path) -> Adapter:
         if kind.recognises(path):
             return kind(path)
     raise CheckpointError(
-        f"{path} is no adapter: it is no folder with adapter_config.json, nor a checkpoint with 'delta' in its name."
+        f"{path} is no adapter: it is no folder with adapter_config.json, nor one of a P-tuning prefix that is whole, "
+        "nor a checkpoint with 'delta' in its name."
     )
 
 

@@ -28,6 +28,7 @@ SAME = (
 class DeltaAdapter:
     base = None
     switchable = False
+    mergeable = True
     numbers = 0
 
     def __init__(self, path: Path) -> None:

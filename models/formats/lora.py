@@ -54,6 +54,8 @@ Read = Callable[[], torch.Tensor]
 
 
 class LoraAdapter:
+    mergeable = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._settings = read_json(path / "adapter_config.json")

@@ -211,19 +211,36 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_left_alone(path: Path, 
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+FIRST_VERSION = """
+create table conversation (id text primary key, title text not null, changed text not null);
+create table message (
+    id integer primary key,
+    conversation text not null references conversation (id) on delete cascade,
+    role text not null,
+    content text not null,
+    ids text,
+    model text,
+    sources text not null
+);
+create index message_of_conversation on message (conversation, id);
+insert into conversation values ('a', 'hi', '2026-11-01'), ('b', 'other', '2026-11-02');
+insert into message values (1, 'a', 'user', 'hi', null, null, '[]'), (2, 'b', 'user', 'other', null, null, '[]'),
+    (3, 'a', 'assistant', 'hello', '[5, 6]', 'tiny', '[]');
+pragma user_version = 1;
+"""
+
+
 def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
-    store = Store(path)
-    conversation = store.create().id
-    number = store.add(conversation, user("hi"), StoredMessage("assistant", "hello"))
-    store.close()
+    path.parent.mkdir(parents=True)
     connection = sqlite3.connect(path)
-    connection.executescript("alter table message drop ledger; pragma user_version = 1;")
+    connection.executescript(FIRST_VERSION)
     connection.close()
     store = Store(path)
-    assert [message.content for message in store.messages(conversation)] == ["hi", "hello"]
-    assert store.messages(conversation)[1].ledger is None
-    store.update(number, StoredMessage("assistant", "hello", ledger={"context": 64}))
-    assert Store(path).messages(conversation)[1].ledger == {"context": 64}
+    assert [message.content for message in store.messages("a")] == ["hi", "hello"]
+    assert store.messages("a")[1].ids == (5, 6) and store.messages("a")[1].ledger is None
+    store.update(3, StoredMessage("assistant", "hello", ledger={"context": 64}))
+    assert Store(path).messages("a")[1].ledger == {"context": 64}
+    assert [hit.id for hit in store.search("other")] == ["b"]
 
 
 def test_an_empty_file_becomes_a_store(path: Path) -> None:

@@ -15,6 +15,7 @@ from chatapp.library import Library
 from chatapp.session import Chat, Reply
 from chatapp.store import Store, StoredMessage
 from chatapp.summary import Summary
+from chatapp.tree import Tree
 from chatapp.ui import render
 from models import LoadedModel
 from tests.fakes import HashEmbeddings, ready_engine, scripted
@@ -108,8 +109,8 @@ def test_a_summary_is_shown_as_one_then_and_later(chat: Chat, language: str, wor
     conversation = fill(chat, 6)
     (*_, reply) = ask(chat, conversation)
     assert words in render.progress_line(reply, language)
-    assert words in render.kept_budget(chat.store.messages(conversation), language)
-    assert render.kept_budget([], language) == ""
+    assert words in render.kept_budget(chat.store.tree(conversation), language)
+    assert render.kept_budget(Tree(), language) == ""
 
 
 def failing(error: Exception) -> Callable[[str], str]:

@@ -109,11 +109,6 @@ def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedMode
     return replace(made, prompt=made.prompt.continued(ids))
 
 
-def whole_characters(text: str) -> str:
-    """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _too_long(tokens: int, room: int, quoting: bool) -> str:
     what = "The question with the best passage" if quoting else "The question"
     return f"{what} takes {tokens} tokens and the window has room for {room}; shorten it by {tokens - room} tokens."

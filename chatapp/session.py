@@ -15,11 +15,12 @@ from models import End, Read, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
+from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError, Waiting
 from .library import Library, LibraryError
 from .store import Store, StoredMessage, StoreError
 from .tree import Tree, TreeError
+from .words import whole_characters
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
 SAVE_EVERY = 0.5

@@ -298,11 +298,6 @@ def continuing(loaded: LoadedModel, begun: Turn, make_plan: Callable[[LoadedMode
     return replace(made, ledger=whole).continued(ids)
 
 
-def whole_characters(text: str) -> str:
-    """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _exchanges(history: Sequence[Turn]) -> list[list[Turn]]:
     """The turns grouped so that each group starts with a user's message."""
     groups: list[list[Turn]] = []

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
 from .api import NOTHING_FOUND, STATUS, error_body, line, refused, while_connected
-from .conversation import whole_characters
 from .preferences import Preferences, Text
 from .session import Chat, Reply
 from .store import Conversation, StoreError
 from .transfer import LARGEST, TransferError, import_file, to_json, to_markdown
 from .tree import NotThere, Tree, TreeError
+from .words import whole_characters
 
 #: The HTTP status of what can go wrong here, beside what can anywhere.
 REFUSALS = {NotThere: 404, TreeError: 409, TransferError: 400, StoreError: 503}

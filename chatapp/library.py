@@ -14,7 +14,7 @@ from langchain_core.embeddings import Embeddings
 import knowledge
 from knowledge import KnowledgeBase
 
-from .conversation import whole_characters
+from .words import whole_characters
 
 NAME_FILE = "name.json"
 LONGEST_NAME = 80

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from .conversation import whole_characters
+from .words import whole_characters
 
 Text = Annotated[str, AfterValidator(whole_characters)]
 

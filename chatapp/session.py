@@ -15,13 +15,14 @@ from models import End, Read, Token
 
 from .answering import Found, Question, answer, passage_data
 from .checkpoints import FetchError
-from .conversation import REPLY, Plan, QuestionTooLong, Turn, whole_characters
+from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
+from .words import whole_characters
 
 #: Seconds between two writes of a growing reply: what a kill can cost.
 SAVE_EVERY = 0.5

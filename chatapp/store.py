@@ -348,7 +348,7 @@ def _conversation(id: str, title: str, changed: str, preferences: str) -> Conver
 
 def _title(text: str, longest: int) -> str:
     text = text.strip()
-    return text.splitlines()[0][:longest] if text else ""
+    return text.splitlines()[0][:longest].strip() if text else ""
 
 
 def _json(preferences: Preferences) -> str:

@@ -88,9 +88,10 @@ class Tree:
 
     def newest_below(self, id: int) -> int:
         """The end of the newest branch through a message."""
-        while follow := self.children(id):
-            id = follow[-1].id
-        return id
+        node = self[id]
+        while follow := self.children(node.id):
+            node = follow[-1]
+        return node.id
 
     # What the operations stand on
 

@@ -26,6 +26,11 @@ class Snippet:
     behind: str
 
 
+def whole_characters(text: str) -> str:
+    """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def folded(text: str) -> str:
     """Full-width and half-width forms, capitals and small letters made alike."""
     return unicodedata.normalize("NFKC", text).casefold()

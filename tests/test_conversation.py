@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from chatapp.answering import wording
-from chatapp.conversation import Plan, QuestionTooLong, Turn, plan, reply_budget, whole_characters
+from chatapp.conversation import Plan, QuestionTooLong, Turn, plan, reply_budget
+from chatapp.words import whole_characters
 from knowledge import Passage
 from models import LoadedModel
 from tests.fakes import REPLY_STARTS, ByteTokenizer, scripted

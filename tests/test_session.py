@@ -1,7 +1,7 @@
 """A turn of a kept conversation: on disk as it streams, and a sentence for whatever goes wrong."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from chatapp import session
 from chatapp.checkpoints import FetchError
 from chatapp.engine import Engine, EngineError, Source
 from chatapp.library import Library
+from chatapp.preferences import Preferences
 from chatapp.session import Chat, Reply
 from chatapp.store import Store, StoredMessage, StoreError
+from chatapp.tree import TreeError
 from models import LoadedModel
 from tests.fakes import Gate, HashEmbeddings, ready_engine, scripted
 
@@ -201,6 +203,206 @@ def test_two_windows_on_one_conversation_do_not_mix_their_exchanges(
     list(first), list(second)
     roles = [(message.role, message.content) for message in chat.store.messages(conversation)]
     assert roles == [("user", "one"), ("assistant", "It is done."), ("user", "two"), ("assistant", "It is done.")]
+
+
+# Branches
+
+
+def texts(chat: Chat, conversation: str) -> list[str]:
+    return [message.content for message in chat.store.messages(conversation)]
+
+
+def final(replies: Iterator[Reply]) -> Reply:
+    *_, reply = replies
+    return reply
+
+
+def never() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Chat:
+    """Its model numbers its replies."""
+    loaded = scripted(lambda prompt: f"reply {len(loaded.model.prompts)}")
+    return chat_over(tmp_path, ready_engine(loaded))
+
+
+def test_regenerating_makes_another_reply_beside_the_first(counting: Chat) -> None:
+    conversation = counting.store.create().id
+    last(counting, conversation, "one")
+    last(counting, conversation, "two")
+    reply = final(counting.regenerate(conversation, None, None, never()))
+    assert (reply.state, texts(counting, conversation)) == ("done", ["one", "reply 1", "two", "reply 3"])
+    prompt = counting.engine.loaded.model.prompts[-1]
+    assert prompt == "user\none\nassistant\nreply 1\nuser\ntwo\nassistant\n"  # not the reply that it replaces
+    first = counting.store.tree(conversation).path[1].id
+    final(counting.regenerate(conversation, first, None, never()))
+    assert texts(counting, conversation) == ["one", "reply 4"]
+    assert len(counting.store.tree(conversation).nodes) == 6
+    counting.choose(conversation, first)
+    assert texts(counting, conversation) == ["one", "reply 1", "two", "reply 3"]
+
+
+def test_editing_makes_another_question_and_keeps_the_first(counting: Chat) -> None:
+    conversation = counting.store.create().id
+    last(counting, conversation, "one")
+    last(counting, conversation, "two")
+    asked = counting.store.tree(conversation).path[2]
+    final(counting.edit(conversation, asked.id, "zwei", None, never()))
+    assert texts(counting, conversation) == ["one", "reply 1", "zwei", "reply 3"]
+    counting.choose(conversation, asked.id)
+    assert texts(counting, conversation) == ["one", "reply 1", "two", "reply 2"]
+    first = counting.store.tree(conversation).path[0]
+    final(counting.edit(conversation, first.id, "eins", None, never()))
+    assert counting.engine.loaded.model.prompts[-1] == "user\neins\nassistant\n"
+
+
+def test_undo_goes_back_one_exchange_and_choosing_brings_it_again(chat: Chat, conversation: str) -> None:
+    last(chat, conversation, "one")
+    last(chat, conversation, "two")
+    undone = chat.undo(conversation)
+    assert texts(chat, conversation) == ["one", "It is done."]
+    chat.choose(conversation, undone.children(undone.leaf)[0].id)
+    assert len(texts(chat, conversation)) == 4
+    chat.undo(conversation)
+    chat.undo(conversation)
+    assert texts(chat, conversation) == []
+    with pytest.raises(TreeError, match="nothing to undo"):
+        chat.undo(conversation)
+    last(chat, conversation, "another")
+    assert texts(chat, conversation) == ["another", "It is done."]
+    assert len(chat.store.tree(conversation).nodes) == 6
+
+
+def stop_at(chat: Chat, conversation: str, text: str) -> None:
+    cancel = threading.Event()
+    for reply in chat.send(conversation, "hi", None, cancel):
+        if reply.text == text:
+            cancel.set()
+
+
+def test_a_stopped_reply_goes_on_in_its_place(chat: Chat, conversation: str, loaded: LoadedModel) -> None:
+    stop_at(chat, conversation, "It is")
+    number = chat.store.tree(conversation).leaf
+    states = [(reply.state, reply.text) for reply in chat.continue_(conversation, never())]
+    assert states[0][1] == "It is" and states[-1] == ("done", "It is done.")
+    grown = [text for _, text in states]
+    assert all(text.startswith("It is") for text in grown) and grown == sorted(grown, key=len)
+    assert len(loaded.model.prompts) == 1  # the first tokens were read with the prompt, not written anew
+    tree = chat.store.tree(conversation)
+    assert (tree.leaf, len(tree.nodes)) == (number, 2)
+    kept = tree[number].message
+    assert (kept.content, kept.ids, kept.state, kept.reason) == ("It is done.", tuple(b"It is done."), "done", "stop")
+    assert final(chat.continue_(conversation, never())).failure == "There is no unfinished reply to continue."
+    assert tree == chat.store.tree(conversation)
+
+
+def test_a_reply_that_reached_its_length_goes_on(chat: Chat) -> None:
+    conversation = chat.store.create(Preferences(max_tokens=4)).id
+    assert last(chat, conversation).text == "It i"
+    assert chat.store.messages(conversation)[1].reason == "length"
+    assert final(chat.continue_(conversation, never())).text == "It is do"
+    assert final(chat.continue_(conversation, never())).text == "It is done."
+    assert chat.store.messages(conversation)[1].reason == "stop"
+
+
+def test_a_character_that_was_cut_in_two_becomes_whole(tmp_path: Path) -> None:
+    chat = chat_over(tmp_path, ready_engine(scripted("春眠")))
+    conversation = chat.store.create(Preferences(max_tokens=4)).id
+    assert last(chat, conversation).text == "春\ufffd"
+    assert final(chat.continue_(conversation, never())).text == "春眠"
+    assert chat.store.messages(conversation)[1].content == "春眠"
+
+
+def test_a_reply_of_another_model_goes_on_as_text(chat: Chat, conversation: str) -> None:
+    begun = StoredMessage("assistant", "It is", (1, 2, 3), "another model", state="stopped")
+    chat.store.add(conversation, StoredMessage("user", "hi"), begun)
+    reply = final(chat.continue_(conversation, never()))
+    assert (reply.text, bytes(reply.ids), reply.model) == ("It is done.", b"It is done.", "scripted")
+
+
+def test_a_reply_that_fills_the_window_can_not_go_on(tmp_path: Path) -> None:
+    chat = chat_over(tmp_path, ready_engine(scripted("x" * 200, context=100)))
+    conversation = chat.store.create().id
+    last(chat, conversation)
+    while (reply := final(chat.continue_(conversation, never()))).state == "done":
+        assert len(reply.text) < 100
+    assert reply.failure == "The reply fills the window with its question; it can't be continued."
+    assert chat.store.messages(conversation)[1].content == reply.text  # nothing of it is lost by that
+
+
+def test_going_on_uses_the_passages_that_were_given(
+    chat: Chat, conversation: str, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = add_document(chat, tmp_path)
+    chat.store.prefer(conversation, Preferences(max_tokens=4))
+    first = last(chat, conversation, "What is the rent?", base)
+    monkeypatch.setattr(HashEmbeddings, "embed_query", raising(RuntimeError("searched again")))
+    reply = final(chat.continue_(conversation, never()))
+    assert (reply.state, reply.text, reply.sources) == ("done", "It is do", first.sources)
+    assert reply.plan.prompt.ids[: len(first.plan.prompt.ids)] == first.plan.prompt.ids
+
+
+def test_a_reply_that_can_not_go_on_keeps_what_it_said(tmp_path: Path) -> None:
+    chat = chat_over(tmp_path, Engine())
+    conversation = chat.store.create().id
+    begun = StoredMessage("assistant", "It is", (1, 2), "m", state="stopped")
+    chat.store.add(conversation, StoredMessage("user", "hi"), begun)
+    reply = final(chat.continue_(conversation, never()))
+    assert (reply.state, reply.text) == ("failed", "It is") and "No model" in reply.failure
+    kept = chat.store.messages(conversation)[1]
+    assert (kept.content, kept.ids, kept.model, kept.state) == ("It is", (1, 2), "m", "failed")
+
+
+def test_what_is_not_there_is_said_in_the_reply(chat: Chat, conversation: str) -> None:
+    assert "no question" in final(chat.regenerate(conversation, None, None, never())).failure
+    assert "no message 99" in final(chat.edit(conversation, 99, "x", None, never())).failure
+    assert texts(chat, conversation) == []
+
+
+def test_two_conversations_that_stream_at_once_never_mix(tmp_path: Path) -> None:
+    chat = chat_over(tmp_path, ready_engine(scripted(lambda prompt: prompt.split("\n")[1][0] * 20)))
+    conversations = {letter: chat.store.create().id for letter in "abc"}
+
+    def talk(letter: str) -> None:
+        for _ in range(4):
+            last(chat, conversations[letter], letter)
+            final(chat.regenerate(conversations[letter], None, None, never()))
+
+    threads = [threading.Thread(target=talk, args=(letter,)) for letter in conversations]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for letter, conversation in conversations.items():
+        assert texts(chat, conversation) == [letter, letter * 20] * 4
+        said = {node.message.content for node in chat.store.tree(conversation).nodes.values()}
+        assert said == {letter, letter * 20} and len(chat.store.tree(conversation).nodes) == 12
+
+
+# Settings of a conversation
+
+
+def test_a_conversations_settings_go_into_its_turns(chat: Chat, loaded: LoadedModel) -> None:
+    conversation = chat.store.create(Preferences(system="Be brief.", max_tokens=3)).id
+    assert last(chat, conversation).text == "It"  # the space may yet be followed by nothing
+    assert loaded.model.prompts[-1].startswith("system\nBe brief.\nuser\nhi")
+
+
+def test_the_knowledge_base_that_was_asked_is_remembered(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = add_document(chat, tmp_path)
+    last(chat, conversation, "What is the rent?", base)
+    assert chat.store.conversation(conversation).preferences.knowledge_base == base
+    last(chat, conversation, "thanks")
+    assert chat.store.conversation(conversation).preferences.knowledge_base is None
+
+
+def test_how_a_reply_ended_is_kept(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    last(chat, conversation, "nothing?", chat.library.create("empty"))
+    last(chat, conversation, "x" * 5000)
+    nothing, failed = (message for message in chat.store.messages(conversation) if message.role == "assistant")
+    assert (nothing.state, failed.state) == ("nothing_found", "failed") and "shorten it by" in failed.failure
 
 
 # Documents

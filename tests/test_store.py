@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from chatapp import schema
+from chatapp.preferences import Preferences
 from chatapp.store import Store, StoredMessage, StoreError
+from chatapp.tree import NotThere, TreeError
 
 CODE = Path(__file__).parent.parent
 
@@ -134,29 +137,286 @@ from pathlib import Path
 from chatapp.store import Store, StoredMessage
 store = Store(Path(sys.argv[1]))
 conversation = store.create().id
-number = store.add(conversation, StoredMessage("user", "问"), StoredMessage("assistant", ""))
+number = store.add(conversation, StoredMessage("user", "问"), StoredMessage("assistant", "", state="writing"))
 text = ""
+print(conversation, 0, flush=True)
 while True:
-    text += "答"
-    store.update(number, StoredMessage("assistant", text))
+    text += "答案"
+    store.update(number, StoredMessage("assistant", text, state="writing"))
     print(conversation, len(text), flush=True)
 """
 
 
-def test_a_kill_keeps_all_that_was_acknowledged(path: Path) -> None:
+def _killed(path: Path, lines: int) -> tuple[str, int]:
+    """A conversation whose program was killed at once after so many acknowledgements, and what it had acknowledged."""
     process = subprocess.Popen(
         [sys.executable, "-c", STREAMING, str(path)], cwd=CODE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
-    for _ in range(50):
+    for _ in range(lines):
         conversation, written = process.stdout.readline().split()
     process.kill()
+    rest = [line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
     process.wait()
-    rest = process.stdout.read().splitlines(keepends=True)
-    whole = [line for line in rest if line.endswith("\n")]
-    acknowledged = int(whole[-1].split()[1]) if whole else int(written)
-    question, reply = Store(path).messages(conversation)
-    assert question.content == "问"
-    assert len(reply.content) >= acknowledged >= 50
+    return conversation, int(rest[-1].split()[1]) if rest else int(written)
+
+
+def _check_kills(path: Path, kills: int) -> None:
+    acknowledged: dict[str, int] = {}
+    for number in range(kills):
+        conversation, written = _killed(path, 1 + number * 7 % 40)
+        acknowledged[conversation] = written
+        store = Store(path)
+        assert store._read("pragma integrity_check") == [("ok",)]
+        store._read("insert into message_words (message_words) values ('integrity-check')")
+        assert len(acknowledged) == number + 1
+        for each, length in acknowledged.items():
+            question, reply = store.messages(each)
+            assert question.content == "问"
+            assert len(reply.content) >= length and set(reply.content) <= {"答", "案"}
+            assert reply.state == "interrupted"
+        texts = sum(len(store.messages(each)[1].content) > 1 for each in acknowledged)
+        assert len(store.search("答案")) == texts
+        store.close()
+
+
+def test_a_kill_keeps_all_that_was_acknowledged(path: Path) -> None:
+    _check_kills(path, 5)
+
+
+@pytest.mark.slow
+def test_fifty_kills_keep_all_that_was_acknowledged(path: Path) -> None:
+    _check_kills(path, 50)
+
+
+def test_threads_that_stream_into_two_conversations_never_mix(path: Path) -> None:
+    store = Store(path)
+    conversations = {letter: store.create().id for letter in "ab"}
+
+    def stream(letter: str) -> None:
+        for _ in range(8):
+            number = store.add(conversations[letter], user(letter), StoredMessage("assistant", ""))
+            for length in range(1, 12):
+                store.update(number, StoredMessage("assistant", letter * length))
+
+    threads = [threading.Thread(target=stream, args=(letter,)) for letter in conversations]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for letter, conversation in conversations.items():
+        assert [message.content for message in store.messages(conversation)] == [letter, letter * 11] * 8
+
+
+def test_a_number_is_never_given_twice(path: Path) -> None:
+    """Else a reply that still streams into a conversation that was deleted would go into another."""
+    store = Store(path)
+    gone = store.create().id
+    number = store.add(gone, user("gone"), StoredMessage("assistant", ""))
+    store.delete(gone)
+    store.close()
+    store = Store(path)
+    kept = store.create().id
+    store.add(kept, user("kept"), StoredMessage("assistant", ""))
+    store.update(number, StoredMessage("assistant", "late"))
+    assert [message.content for message in store.messages(kept)] == ["kept", ""]
+
+
+def test_a_conversation_of_thousands_of_messages_can_be_deleted(path: Path) -> None:
+    """SQLite's cascades end at 1,000 levels."""
+    store = Store(path)
+    conversation = store.create().id
+    store.add(conversation, *(user(str(number)) for number in range(3000)))
+    first = store.tree(conversation).path[0].id
+    assert store.remove(conversation, first) == store.tree(conversation)
+    store.add(conversation, *(user(str(number)) for number in range(3000)))
+    store.delete(conversation)
+    store.close()
+    assert Store(path)._read("select count(*) from message") == [(0,)]
+
+
+def test_messages_of_another_conversation_are_out_of_reach(path: Path) -> None:
+    store = Store(path)
+    one, other = store.create().id, store.create().id
+    number = store.add(one, user("one"))
+    for reach in (
+        lambda: store.branch(other, number, user("x")),
+        lambda: store.show(other, number),
+        lambda: store.remove(other, number),
+        lambda: store.branch("no such", None, user("x")),
+    ):
+        with pytest.raises(NotThere):
+            reach()
+    assert [message.content for message in store.messages(one)] == ["one"] and store.messages(other) == []
+
+
+def test_two_windows_do_not_both_take_up_a_reply(path: Path) -> None:
+    store = Store(path)
+    conversation = store.create().id
+    number = store.add(conversation, user("q"), StoredMessage("assistant", "a", state="stopped"))
+    assert store.resume(conversation) == number
+    with pytest.raises(TreeError):
+        store.resume(conversation)
+
+
+# Titles, settings, deletion
+
+
+def test_a_title_and_settings_can_be_changed_and_stay(path: Path) -> None:
+    store = Store(path)
+    conversation = store.create(Preferences(system="简短", temperature=0.5)).id
+    store.add(conversation, user("first"))
+    store.rename(conversation, " 合同 \nsecond line")
+    assert store.conversation(conversation).preferences == Preferences(system="简短", temperature=0.5)
+    store.prefer(conversation, Preferences(knowledge_base="docs", seed=3))
+    store.close()
+    kept = Store(path).conversation(conversation)
+    assert (kept.title, kept.preferences) == ("合同", Preferences(knowledge_base="docs", seed=3))
+
+
+def test_a_deleted_conversation_can_be_restored_until_the_next_start(path: Path) -> None:
+    store = Store(path)
+    conversation = store.create().id
+    store.add(conversation, user("needle"))
+    store.delete(conversation)
+    assert (store.conversations(), store.messages(conversation), store.search("needle")) == ([], [], [])
+    with pytest.raises(NotThere):
+        store.conversation(conversation)
+    store.restore(conversation)
+    assert [message.content for message in store.messages(conversation)] == ["needle"]
+    assert [hit.id for hit in store.search("needle")] == [conversation]
+
+
+# Search
+
+
+def found(store: Store, text: str) -> list[tuple[str, str]]:
+    return [(hit.title, hit.snippet.hit) for hit in store.search(text)]
+
+
+@pytest.fixture
+def searchable(path: Path) -> Store:
+    store = Store(path)
+    for question, reply in [
+        ("合同里的违约金是多少？", "违约金为每日 1,200 元。"),
+        ("How do I cook Crème Brûlée?", "Use the OVEN at １５０ degrees."),
+        ("foo_bar のテスト", "plain"),
+    ]:
+        store.add(store.create().id, user(question), StoredMessage("assistant", reply))
+    return store
+
+
+@pytest.mark.parametrize(
+    "text, title, hit",
+    [
+        ("违约", "合同", "违约"),
+        ("违约金", "合同", "违约金"),
+        ("金", "合同", "金"),
+        ("合同 多少", "合同", "合同"),
+        ("元", "合同", "元"),
+        ("oven", "How", "OVEN"),
+        ("ove", "How", "OVE"),
+        ("ＯＶＥＮ 150", "How", "OVEN"),
+        ("creme", "How", ""),
+        ("brûlée", "How", "Brûlée"),
+        ("foo_b", "foo", "foo_b"),
+        ("テスト", "foo", "テスト"),
+        ("ﾃｽﾄ", "foo", "テスト"),
+        ("1,200", "合同", "1"),
+    ],
+)
+def test_words_are_found(searchable: Store, text: str, title: str, hit: str) -> None:
+    ((found_title, found_hit),) = found(searchable, text)
+    assert found_title.startswith(title) and found_hit == hit
+
+
+@pytest.mark.parametrize(
+    "text", ["约违", "违金", "ven", "nothing", "违约 oven", "", "  ", "?!，", '" OR *', "NEAR(", "words:"]
+)
+def test_what_is_not_there_is_not_found(searchable: Store, text: str) -> None:
+    assert found(searchable, text) == []
+
+
+def test_a_search_follows_every_change(searchable: Store) -> None:
+    store = searchable
+    conversation = store.search("oven")[0].id
+    number = store.search("oven")[0].message
+    store.update(number, StoredMessage("assistant", "Use the grill."))
+    assert (found(store, "oven"), len(found(store, "grill"))) == ([], 1)
+    store.rename(conversation, "Desserts")
+    assert store.search("dessert")[0].message is None
+    store.remove(conversation, number)
+    assert found(store, "grill") == []
+    store.rename(conversation, "Sweets")
+    assert (found(store, "dessert"), len(found(store, "sweets"))) == ([], 1)
+    store.delete(conversation)
+    store.close()
+    assert Store(store._path)._read("select count(*) from title_words") == [(2,)]
+
+
+def test_a_hit_tells_its_message_on_whichever_branch(searchable: Store) -> None:
+    conversation = searchable.search("oven")[0].id
+    number = searchable.branch(conversation, None, user("another beginning"))
+    assert searchable.search("oven")[0].message != number
+    assert searchable.search("beginning")[0].message == number
+    snippet = searchable.search("cook")[0].snippet
+    assert (snippet.before, snippet.hit, snippet.behind) == ("How do I ", "cook", " Crème Brûlée?")
+
+
+# Files of version 1
+
+VERSION_1 = """
+create table conversation (id text primary key, title text not null, changed text not null);
+create table message (
+    id integer primary key,
+    conversation text not null references conversation (id) on delete cascade,
+    role text not null,
+    content text not null,
+    ids text,
+    model text,
+    sources text not null
+);
+create index message_of_conversation on message (conversation, id);
+pragma user_version = 1;
+insert into conversation values
+    ('one', '违约金？', '2026-11-01T10:00:00+00:00'), ('two', 'hi', '2026-11-02T10:00:00+00:00');
+insert into message (conversation, role, content, ids, model, sources) values
+    ('one', 'user', '违约金？', null, null, '[]'), ('two', 'user', 'hi', null, null, '[]'),
+    ('one', 'assistant', '1,200 元', '[5, 6]', 'm', '[{"name": "a.pdf", "page": 3, "score": 0.5, "text": "违约金"}]'),
+    ('two', 'assistant', '', null, null, '[]'), ('one', 'user', 'and?', null, null, '[]');
+"""
+
+
+def _version_1(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(path)
+    connection.execute("pragma journal_mode = wal")
+    connection.executescript(VERSION_1)
+    connection.close()
+
+
+def test_a_file_of_version_1_becomes_chains(path: Path) -> None:
+    _version_1(path)
+    for _ in range(2):  # once migrated, it opens as any other
+        store = Store(path)
+        assert [(row.id, row.title) for row in store.conversations()] == [("two", "hi"), ("one", "违约金？")]
+        source = {"name": "a.pdf", "page": 3, "score": 0.5, "text": "违约金"}
+        reply = StoredMessage("assistant", "1,200 元", (5, 6), "m", (source,))
+        assert store.messages("one") == [user("违约金？"), reply, user("and?")]
+        assert store.messages("two") == [user("hi"), StoredMessage("assistant", "")]
+        assert [node.parent for node in store.tree("one").path] == [None, 1, 3]
+        assert {hit.id for hit in store.search("违约")} == {"one"}
+        assert store._read("pragma foreign_key_check") == []
+        store.close()
+    assert Store(path).add("one", StoredMessage("assistant", "more")) == 6
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _version_1(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", {1: schema.MIGRATIONS[1] + "insert into nowhere values (1);"})
+        with pytest.raises(StoreError, match="nowhere"):
+            Store(path)
+    assert len(Store(path).messages("one")) == 3
 
 
 def _foreign(path: Path, version: int) -> None:

@@ -27,6 +27,7 @@ from ..startup import Startup
 from ..store import StoredMessage, StoreError
 from ..texts import preferred, say
 from ..tree import Node, Tree, TreeError
+from ..words import whole_characters
 from . import render
 
 #: Seconds between two updates of a streaming reply.
@@ -242,7 +243,7 @@ class Handlers:
 
     def rename(self, title: str, conversation: str | None, request: gr.Request) -> Any:
         if conversation:
-            self._chat.store.rename(conversation, title)
+            self._chat.store.rename(conversation, whole_characters(title))
         return self._conversations(conversation, self.language(request))
 
     def delete(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:

@@ -159,6 +159,37 @@ def test_chat_streams_and_remembers(page: Page) -> None:
     expect(page.locator("#conversations label.selected")).to_contain_text("What is the capital of France?")
 
 
+def test_the_budget_bar_opens_into_the_ledger_and_is_there_after_a_reload(page: Page) -> None:
+    ask(page, "What is the capital of Italy?")
+    wait_until_idle(page)
+    budget = page.locator("#progress details.budget")
+    expect(budget.locator("summary")).to_contain_text(re.compile(r"[\d,]+ of [\d,]+ tokens"))
+    rows = budget.locator("table tr")
+    expect(rows.first).to_be_hidden()
+    budget.locator("summary").focus()
+    page.keyboard.press("Enter")
+    expect(rows.filter(has_text="Question")).to_be_visible()
+    expect(rows.filter(has_text="Kept for the reply")).to_be_visible()
+    page.reload()
+    expect(page.locator("#progress details.budget summary")).to_contain_text("tokens")
+    page.wait_for_timeout(1000)  # Gradio complains about a page that ends while it is still being filled
+
+
+def test_a_tab_that_is_closed_frees_the_model_for_others(page: Page, app: App, browser: Browser) -> None:
+    context = browser.new_context(locale="en-US")
+    closing = context.new_page()  # not watched: Gradio complains about what it is cut off from
+    closing.goto(app.address)
+    expect(closing.locator("#state")).to_contain_text("is ready")
+    ask(closing, "Write a very long story about an old bridge and all who cross it, with every detail.")
+    closing.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")
+    ask(page, "What is the capital of Spain?")
+    expect(page.locator("#progress")).to_contain_text("Waiting: 1 before you")
+    context.close()
+    expect(page.locator("#progress")).not_to_contain_text("Waiting", timeout=5000)
+    wait_until_idle(page)
+    expect(reply(page)).not_to_be_empty()
+
+
 def test_reply_grows_and_stop_ends_it_within_a_second(page: Page) -> None:
     ask(page, "Write a long story about a dragon who learns to sail, with many details.")
     expect(reply(page)).to_contain_text("dragon")

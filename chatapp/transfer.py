@@ -81,10 +81,10 @@ class ConversationFile(_Strict):
 
 
 def to_json(conversation: Conversation, tree: Tree) -> str:
-    """Everything: all branches, settings, sources, token ids."""
+    """Everything but the ledgers, which tell of models here: all branches, settings, sources, token ids."""
     places: dict[int | None, int | None] = {None: None, **{id: at for at, id in enumerate(tree.nodes)}}
     messages = [
-        MessageFile.model_validate({"parent": places[node.parent], **vars(node.message)})
+        MessageFile.model_validate({"parent": places[node.parent], **_without_ledger(node.message)})
         for node in tree.nodes.values()
     ]
     whole = ConversationFile(
@@ -94,6 +94,10 @@ def to_json(conversation: Conversation, tree: Tree) -> str:
         messages=tuple(messages),
     )
     return whole.model_dump_json(indent=1)
+
+
+def _without_ledger(message: StoredMessage) -> dict[str, Any]:
+    return {name: value for name, value in vars(message).items() if name != "ledger"}
 
 
 def to_markdown(conversation: Conversation, tree: Tree) -> str:

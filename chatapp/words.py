@@ -10,8 +10,9 @@ from dataclasses import dataclass
 #: Scripts that put no spaces between words: Han, kana, hangul.
 UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
-PART = re.compile(f"[{UNSPACED}]+|[^\\W{UNSPACED}]+")
-WORD_STARTS = f"(?<![^\\W{UNSPACED}])"
+#: A run of those, or a word of letters and digits; the index takes an underscore for a space.
+PART = re.compile(f"[{UNSPACED}]+|[^\\W_{UNSPACED}]+")
+WORD_STARTS = f"(?<![^\\W_{UNSPACED}])"
 
 #: Characters of a snippet before the hit and behind it.
 BEFORE, BEHIND = 24, 60

@@ -210,6 +210,107 @@ def test_reply_grows_and_stop_ends_it_within_a_second(page: Page) -> None:
     assert len(stopped) >= len(early)
 
 
+def act(page: Page, label: str, number: int = -1) -> None:
+    """Clicks a link below a message, by default the last."""
+    page.locator("#messages .acts").nth(number).get_by_text(label, exact=True).click()
+
+
+def pager(page: Page, number: int = -1):
+    return page.locator("#messages .acts").nth(number).locator("span").first
+
+
+def test_replies_and_questions_have_versions(page: Page) -> None:
+    ask(page, "What is the capital of <France>? Answer in one sentence.")
+    expect(reply(page)).to_contain_text("Paris")
+    wait_until_idle(page)
+    act(page, "Regenerate")
+    expect(pager(page)).to_have_text("‹ 2/2 ›")
+    act(page, "‹")
+    expect(pager(page)).to_have_text("‹ 1/2 ›")
+    act(page, "Edit", 0)
+    expect(page.locator("#text textarea")).to_have_value("What is the capital of <France>? Answer in one sentence.")
+    expect(page.locator("#progress")).to_contain_text("new version")
+    page.locator("#progress").get_by_text("Cancel").click()
+    expect(page.locator("#text textarea")).to_have_value("")
+    act(page, "Edit", 0)
+    expect(page.locator("#text textarea")).not_to_have_value("")
+    ask(page, "What is the capital of Italy? Answer in one sentence.")
+    expect(reply(page)).to_contain_text("Rome")
+    wait_until_idle(page)
+    expect(pager(page, 0)).to_have_text("‹ 2/2 ›")
+    page.reload()
+    expect(page.locator("#messages .user.message")).to_contain_text("Italy")
+    act(page, "‹", 0)
+    expect(page.locator("#messages .user.message")).to_contain_text("<France>")
+    act(page, "Undo")
+    expect(page.locator("#messages .message")).to_have_count(0)
+    page.locator("#progress").get_by_text("Redo").click()
+    expect(page.locator("#messages .user.message")).not_to_have_count(0)
+
+
+def test_a_stopped_reply_goes_on(page: Page) -> None:
+    ask(page, "Write a long story about a fox in winter, with many details.")
+    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")
+    stop_button(page).click()
+    expect(page.locator("#progress")).to_contain_text("Stopped.")
+    kept = reply(page).locator("p").first.inner_text()
+    act(page, "Continue")
+    page.wait_for_function(
+        "kept => document.querySelector('#messages .bot.message')?.innerText.length > kept.length + 60", arg=kept
+    )
+    stop_button(page).click()
+    wait_until_idle(page)
+    assert reply(page).inner_text().startswith(kept[:-1])
+    expect(page.locator("#messages .bot.message")).to_have_count(1)
+
+
+def test_copying_gives_what_was_typed(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    typed = "  Is 1 < 2 & *so* on?\n\nAnswer in a word."
+    ask(page, typed)
+    expect(page.locator("#messages .acts")).to_have_count(2)
+    page.locator('#messages button[title="Copy message"]').first.click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    assert page.evaluate("navigator.clipboard.readText()") == typed
+
+
+def conversations(page: Page):
+    return page.locator("#conversations label")
+
+
+def test_conversations_are_found_renamed_deleted_exported_and_imported(page: Page, tmp_path: Path) -> None:
+    ask(page, "合同里的违约金是多少？Answer in a word.")
+    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 1")
+    stop_button(page).click()
+    wait_until_idle(page)
+    page.locator("#search input").fill("违约")
+    expect(conversations(page)).to_have_count(1)
+    expect(conversations(page)).to_contain_text("违约金是多少")
+    conversations(page).click()
+    page.locator("#conversation-section > button").click()
+    page.locator("#title input").fill("租约")
+    page.locator("#title input").press("Enter")
+    expect(conversations(page).first).to_have_text("租约")
+    with page.expect_download() as download:
+        page.locator("#exports a").get_by_text("JSON").click()
+    download.value.save_as(tmp_path / "租约.json")
+    count = conversations(page).count()
+    page.locator("#delete").click()
+    expect(conversations(page)).to_have_count(count - 1)
+    expect(page.locator("#messages .message")).to_have_count(0)
+    page.locator("#restore").click()
+    expect(conversations(page)).to_have_count(count)
+    expect(page.locator("#messages .user.message")).to_contain_text("违约金")
+    for name, said in [("租约.json", None), ("bad.json", "can't be imported")]:
+        (tmp_path / "bad.json").write_text("{}")
+        with page.expect_file_chooser() as chooser:
+            page.locator("#import").click()
+        chooser.value.set_files(tmp_path / name)
+        if said:
+            expect(page.locator(".toast-body").last).to_contain_text(said)
+        expect(conversations(page)).to_have_count(count + 1)
+
+
 def test_new_chat_leaves_a_streaming_reply_behind(page: Page) -> None:
     ask(page, "Write a long story about a lighthouse in the north, with many details.")
     page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")

@@ -14,10 +14,12 @@ from chatapp.library import Library
 from chatapp.session import Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
-from chatapp.store import Store, StoredMessage
+from chatapp.store import Hit, Store, StoredMessage
 from chatapp.texts import CATALOGUE
+from chatapp.tree import Node, Tree
 from chatapp.ui import budget, page, render
 from chatapp.ui.handlers import Handlers
+from chatapp.words import Snippet
 from knowledge import Ingested
 from models import End, Prompt, Read, Timings
 from tests.fakes import HashEmbeddings
@@ -236,6 +238,58 @@ def test_a_kept_conversation_is_shown_as_it_was() -> None:
     assert shown[0]["content"] == "why&#95;?"
     assert shown[1]["content"].startswith("*because*\n\n<details")
     assert "There is no reply." in shown[3]["content"]
+
+
+def chain(*messages: StoredMessage) -> Tree:
+    return Tree().added(*(Node(at, at - 1 if at else None, message) for at, message in enumerate(messages)))
+
+
+def actions(content: str) -> tuple[list[str], str]:
+    """Where the links below a message lead, and all words there."""
+    below = content.rpartition('<div class="acts')[2]
+    return re.findall(r'href="#q-([a-z]+-\d+)"', below), re.sub("<[^>]*>", "", below.partition(">")[2])
+
+
+def test_what_can_be_done_stands_below_each_message() -> None:
+    stopped = StoredMessage("assistant", "It", state="stopped")
+    tree = chain(StoredMessage("user", "a"), StoredMessage("assistant", "b"), StoredMessage("user", "c"), stopped)
+    links, words = zip(*(actions(message["content"]) for message in render.branch(tree, "en")), strict=True)
+    assert links == (["edit-0"], [], ["edit-2"], ["regenerate-3", "continue-3", "undo-3"])
+    assert words[3] == "Stopped. Regenerate Continue Undo"
+
+
+def test_versions_can_be_paged_through() -> None:
+    tree = chain(StoredMessage("user", "a"), StoredMessage("assistant", "b"))
+    tree = tree.added(Node(2, 0, StoredMessage("assistant", "c"))).added(Node(3, 0, StoredMessage("assistant", "d")))
+    assert actions(render.branch(tree, "en")[1]["content"])[0][:1] == ["choose-2"]
+    links, words = actions(render.branch(tree.chosen(2), "zh")[1]["content"])
+    assert links[:2] == ["choose-1", "choose-3"] and words.startswith("‹ 2/3 ›")
+    assert render.undone(tree, "en") == ""
+    assert "#q-choose-0" in render.undone(tree.undone(), "en")
+
+
+def test_a_code_block_that_was_left_open_does_not_take_the_links() -> None:
+    tree = chain(StoredMessage("user", "a"), StoredMessage("assistant", "```python\nx", state="stopped"))
+    assert "x\n```\n\n<div" in render.branch(tree, "en")[1]["content"]
+
+
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        (StoredMessage("assistant", "", state="nothing_found"), "The documents do not say anything"),
+        (StoredMessage("assistant", "", state="failed", failure="It <broke>."), "⚠ It &#60;broke&#62;."),
+        (StoredMessage("assistant", "It", state="failed", failure="It broke."), "It\n\n⚠ It broke."),
+        (StoredMessage("assistant", "", state="interrupted"), "There is no reply."),
+    ],
+)
+def test_how_a_kept_reply_ended_is_shown(message: StoredMessage, words: str) -> None:
+    assert words in render.messages([message], "en")[0]["content"]
+
+
+def test_a_hit_is_shown_in_two_lines() -> None:
+    found = Hit("id", "Title", 7, Snippet("before ", "hit", " behind"))
+    assert render.hit(found, "en") == ("Title\nbefore hit behind", "id/7")
+    assert render.hit(Hit("id", "", None, Snippet("", "", "")), "en") == ("Untitled", "id")
 
 
 def test_a_passage_flows_and_keeps_its_paragraphs() -> None:

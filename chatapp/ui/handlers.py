@@ -35,9 +35,9 @@ REFRESH = 0.06
 
 ALL = "*"  #: every family
 
-NOTHING = (gr.skip(),) * 7
+NOTHING = (gr.skip(),) * 10
 """TURN, the outputs of a turn, unchanged: messages, sources, progress line, conversation, conversations, input, which
-message is being edited."""
+message is being edited, and the three of `_about`."""
 
 Kept = dict[str, str | None]
 """What the browser remembers across a reload: {"conversation": id, "base": name}. A handler that has it as an output
@@ -66,6 +66,7 @@ class Handlers:
         return (
             *self.show_conversation(kept.get("conversation"), request),
             self._conversations(kept.get("conversation"), language),
+            *self._about(kept.get("conversation"), language),
             *self._asked_base(kept.get("base"), language),
             *self._models(language),
             self.state(request),
@@ -139,9 +140,9 @@ class Handlers:
                 yield (*self._branch(chat.undo(conversation), language), *NOTHING[3:])
             case "edit":
                 text = gr.update(value=tree.editable(message).message.content)
-                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message)
+                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message, *NOTHING[7:])
             case "cancel":
-                yield (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None)
+                yield (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None, *NOTHING[7:])
             case "regenerate":
                 before = tree.path_to(tree.question(message).id)
                 start = partial(chat.regenerate, conversation, message)
@@ -149,23 +150,24 @@ class Handlers:
             case "continue":
                 before = tree.path_to(tree.continuable().parent)
                 yield from self._stream(
-                    conversation, before, [], lambda _, cancel: chat.continue_(conversation, cancel), None, request
+                    conversation, before, None, lambda _, cancel: chat.continue_(conversation, cancel), None, request
                 )
 
     def _stream(
         self,
         conversation: str,
         before: Sequence[Node],
-        asked: Sequence[StoredMessage],
+        asked: Sequence[StoredMessage] | None,
         start: Callable[[str | None, threading.Event], Iterator[Reply]],
         base: str | None,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """A reply as it grows behind the messages before it: TURN."""
+        """A reply as it grows behind what was said before and what is asked now; None: it has begun already. TURN."""
         language = self.language(request)
-        shown = render.messages([*(node.message for node in before), *asked], language)
+        shown = render.messages([*(node.message for node in before), *(asked or ())], language)
         cancel = self._cancels[request.session_hash or ""] = threading.Event()
-        yield shown, gr.skip(), "", conversation, gr.skip(), _busy(), None
+        first = gr.skip() if asked is None else shown
+        yield first, gr.skip(), "", conversation, gr.skip(), _busy(), None, *NOTHING[7:]
         try:
             reply = Reply()
             for reply in _paced(start(base or None, cancel)):
@@ -175,7 +177,8 @@ class Handlers:
             if self._cancels.get(request.session_hash or "") is cancel:
                 line = render.progress_line(reply, language)
                 kept = self._branch(self._chat.store.tree(conversation), language, line)
-                yield (*kept, gr.skip(), self._conversations(conversation, language), _idle(), gr.skip())
+                conversations, about = self._conversations(conversation, language), self._about(conversation, language)
+                yield (*kept, gr.skip(), conversations, _idle(), gr.skip(), *about)
             else:
                 yield NOTHING  # Gradio shows what was yielded last once more
         finally:
@@ -202,7 +205,7 @@ class Handlers:
         return *self.choose_conversation(None, kept, request), self._conversations(None, self.language(request))
 
     def choose_conversation(self, chosen: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources, progress line, conversation, input, editing, base, documents, kept.
+        """Messages, sources, progress line, conversation, input, editing, `_about`, base, documents, kept.
 
         `chosen` is a conversation, or one with a message that was searched for ("id/message"), whose branch is shown
         then. A reply that streams elsewhere is stopped.
@@ -214,9 +217,9 @@ class Handlers:
         kept = self.keep_conversation(conversation or None, kept)
         rows = {row.id: row.preferences.knowledge_base for row in self._chat.store.conversations()}
         kept["base"] = rows.get(conversation, kept.get("base"))
-        base, documents = self._asked_base(kept["base"], self.language(request))
-        shown = self.show_conversation(conversation, request)
-        return *shown, kept["conversation"], _idle(), None, base, documents, kept
+        language = self.language(request)
+        shown, about = self.show_conversation(conversation, request), self._about(conversation, language)
+        return *shown, kept["conversation"], _idle(), None, *about, *self._asked_base(kept["base"], language), kept
 
     def keep_conversation(self, conversation: str | None, kept: Kept) -> Kept:
         return {**kept, "conversation": conversation}
@@ -234,12 +237,12 @@ class Handlers:
         hits = self._chat.store.search(text)
         return gr.update(choices=[render.hit(hit, language) for hit in hits], value=None)
 
-    def about_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, Any, str]:
+    def _about(self, conversation: str | None, language: str) -> tuple[Any, str, str]:
         """What can be done with a conversation: the section, its title, its files."""
         rows = {row.id: row for row in self._chat.store.conversations()}
         if conversation not in rows:
             return gr.update(visible=False), "", ""
-        return gr.update(visible=True), rows[conversation].title, render.exports(conversation, self.language(request))
+        return gr.update(visible=True), rows[conversation].title, render.exports(conversation, language)
 
     def rename(self, title: str, conversation: str | None, request: gr.Request) -> Any:
         if conversation:
@@ -267,7 +270,7 @@ class Handlers:
             conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
         except (transfer.TransferError, StoreError, OSError) as error:
             _warn(error)
-            return *(gr.skip(),) * 8, kept, gr.skip()
+            return *(gr.skip(),) * 11, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)
         shown = self.choose_conversation(conversation, kept, request)

@@ -203,35 +203,33 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         return [parts[name] for name in names]
 
     shown = ("messages", "sources", "progress")
+    about = ("about", "title", "exports")
     model = ("family", "model", "adapter", "tier", "chat_format")
     quiet = {"show_progress": "hidden"}
     timer = gr.Timer(1)  # ticks while something is being fetched or loaded, then rests
     page.load(
         handlers.open_page,
         only("kept"),
-        [*only(*shown, "conversations", "base", "documents", *model, "state"), timer],
+        [*only(*shown, "conversations", *about, "base", "documents", *model, "state"), timer],
         **quiet,
     ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 
-    turn = only(*shown, "conversation", "conversations", "text", "editing")
+    turn = only(*shown, "conversation", "conversations", "text", "editing", *about)
     parts["text"].submit(
         handlers.send, only("text", "conversation", "base", "editing"), turn, concurrency_limit=None, **quiet
     )
     parts["actions"].click(handlers.act, only("conversation", "base"), turn, concurrency_limit=None, **quiet)
     parts["text"].stop(handlers.stop, queue=False)
 
-    chosen = only(*shown, "conversation", "text", "editing", "base", "documents", "kept")
+    chosen = only(*shown, "conversation", "text", "editing", *about, "base", "documents", "kept")
     listed = [*chosen, parts["conversations"]]
     parts["new_chat"].click(handlers.new_chat, only("kept"), listed, **quiet)
     parts["conversations"].input(handlers.choose_conversation, only("conversations", "kept"), chosen, **quiet)
     parts["conversation"].change(handlers.keep_conversation, only("conversation", "kept"), only("kept"), **quiet)
     # Not `input`: that is about keys, and Chinese comes from an input method, or is pasted.
     parts["search"].change(handlers.search, only("search", "conversation"), only("conversations"), **quiet)
-    about = only("about", "title", "exports")
-    for part in (parts["conversation"], parts["conversations"]):
-        part.change(handlers.about_conversation, only("conversation"), about, **quiet)
     parts["title"].submit(handlers.rename, only("title", "conversation"), only("conversations"), **quiet)
     deleted = [*listed, *only("deleted", "restore")]
     parts["delete"].click(handlers.delete, only("conversation", "kept"), deleted, **quiet)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .base import PREFIX_ENCODER, CheckpointError
+from .base import PREFIX_ENCODER, CheckpointError, impossible, is_count
 from .cache import Prefix
 from .formats import Checkpoint, StoredCheckpoint, Weight, glance, open_checkpoint
 
@@ -37,10 +37,10 @@ class Encoder:
 def prefix_rows(config: Mapping[str, Any]) -> int:
     """How many rows a config.json gives a prefix, 0 where it has none. Raises CheckpointError."""
     rows = config.get("pre_seq_len")
-    if rows is None:
+    if rows is None or (type(rows) is int and rows == 0):
         return 0
-    if type(rows) is not int or rows < 0:
-        raise CheckpointError(f"config.json has an impossible pre_seq_len: {rows!r}.")
+    if not is_count(rows):
+        raise impossible("config.json", "pre_seq_len", rows)
     return rows
 
 
@@ -93,7 +93,10 @@ def refuse_unfit(loaded: LoadedModel, encoder: Encoder) -> None:
     """Raises CheckpointError for a prefix that was made for another model."""
     if loaded.family != "chatglm":
         name = loaded.checkpoint.path.name
-        raise CheckpointError(f"The P-tuning prefix in {encoder.path} is for a ChatGLM, and {name} is none.")
+        raise CheckpointError(
+            f"The P-tuning prefix in {encoder.path} is for a ChatGLM, and {name} is none; load the one that it was "
+            "trained on."
+        )
     for name, shape in _shapes(loaded, encoder.config).items():
         tensor = encoder.tensors.get(name)
         if tensor is None:
@@ -101,16 +104,16 @@ def refuse_unfit(loaded: LoadedModel, encoder: Encoder) -> None:
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{PREFIX_ENCODER}{name} in {encoder.path} has the shape {list(tensor.shape)} instead of "
-                f"{list(shape)}; the prefix was trained on another model."
+                f"{list(shape)}; load the model that it was trained on."
             )
 
 
 def attach(loaded: LoadedModel, encoder: Encoder) -> LoadedModel:
     """The same model with a prefix. Raises CheckpointError for one that does not fit, or is damaged."""
     refuse_unfit(loaded, encoder)
+    for name, tensor in encoder.tensors.items():
+        _refuse_damaged(name, tensor, encoder.path)
     shape, numbers = loaded.model.args.cache_shape, _encode(encoder.tensors)
-    if not torch.stack(numbers.aminmax()).isfinite().all():
-        raise CheckpointError(f"The P-tuning prefix in {encoder.path} holds values that are not numbers.")
     # [rows, numbers] -> [layers, 2, 1, kv_heads, rows, head_dim]; a layer's keys come before its values.
     parts = numbers.unflatten(1, (shape.layers, 2, 1, shape.kv_heads, shape.head_dim))
     keys, values = parts.permute(1, 2, 3, 4, 0, 5).to(loaded.device, loaded.cache_dtype).unbind(1)
@@ -135,6 +138,15 @@ def _shapes(loaded: LoadedModel, config: Mapping[str, Any]) -> dict[str, tuple[i
         "trans.2.weight": (numbers, hidden),
         "trans.2.bias": (numbers,),
     }
+
+
+def _refuse_damaged(name: str, tensor: torch.Tensor, path: Path) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{PREFIX_ENCODER}{name} in {path} is of {tensor.dtype}, where floats belong; get it as floats."
+        )
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{PREFIX_ENCODER}{name} in {path} holds values that are not numbers; download it again.")
 
 
 def _encode(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

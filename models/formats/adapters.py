@@ -62,7 +62,8 @@ def open_adapter(path: Path) -> Adapter:
         if kind.recognises(path):
             return kind(path)
     raise CheckpointError(
-        f"{path} is no adapter: it is no folder with adapter_config.json, nor a checkpoint with 'delta' in its name."
+        f"{path} is no adapter: it is no folder with adapter_config.json, nor a checkpoint with 'delta' in its name; "
+        "download all of its files."
     )
 
 

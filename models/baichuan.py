@@ -48,6 +48,7 @@ class ModelArgs(BaseArgs):
 
     def __post_init__(self) -> None:
         self.require(self.hidden_size % self.num_attention_heads == 0, "hidden_size")
+        self.require(self.alibi or self.head_size % 2 == 0, "hidden_size")
         self.require(self.hidden_act == "silu", "hidden_act")
 
     @property
@@ -148,7 +149,8 @@ class Model(BaseModel):
         return rope_frequencies(self.args.head_size, 10000.0, None, self.args.context, self.args.context, device)
 
     def sanitize(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        if name == "lm_head.weight" and self.args.vocab_size == BAICHUAN2_VOCABULARY:
+        fits = not isinstance(tensor, torch.Tensor) or (tensor.ndim == 2 and tensor.is_floating_point())
+        if name == "lm_head.weight" and self.args.vocab_size == BAICHUAN2_VOCABULARY and fits:
             return name, unit_rows(tensor)
         return super().sanitize(name, tensor)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,8 +18,55 @@ from .cache import KVCache, Prefix
 PREFIX_ENCODER = "transformer.prefix_encoder."
 
 
+LONGEST_SENTENCE = 500  #: characters of an error; what a damaged file says may have millions
+
+
 class CheckpointError(ValueError):
-    """A checkpoint can't be used; the text is one sentence for the user: what, where, what to do."""
+    """A checkpoint can't be used; the text is one sentence for the user: what, where, what to do.
+
+    What it quotes of a file stays in its line, and is cut in the middle where it is too long.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        if len(sentence) > LONGEST_SENTENCE:
+            half = LONGEST_SENTENCE // 2
+            sentence = f"{sentence[:half]} ... {sentence[-half:]}"
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in sentence))
+
+
+def impossible(file: Path | str, key: str, value: Any) -> CheckpointError:
+    """What is said of a value that makes no sense."""
+    return CheckpointError(f"{file} has an impossible {key}: {value!r}; download it again.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number above zero that a float can hold."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+
+#: More than any model has: a damaged number must not have us build a model that no memory holds.
+LARGEST_COUNT = 2**24
+MOST_LAYERS, MOST_HEADS, LARGEST_HEAD = 2**9, 2**12, 2**12
+#: Those counts by their names in config.json, where they may not be as large as any other.
+LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer"), MOST_LAYERS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "multi_query_group_num"), MOST_HEADS),
+    **dict.fromkeys(("head_dim", "kv_channels"), LARGEST_HEAD),
+}
+
+
+def is_count(value: Any, limit: int = LARGEST_COUNT) -> bool:
+    """Whether a value of a file is a whole number above zero, and not beyond any model's."""
+    return type(value) is int and 0 < value <= limit
+
+
+def end_ids(settings: Mapping[str, Any], file: Path | str = "config.json") -> list[int]:
+    """The ids that end a text according to a config. Raises CheckpointError for an impossible one."""
+    found = settings.get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(number) is int for number in ids):
+        raise impossible(file, "eos_token_id", found)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -47,15 +96,15 @@ class BaseArgs:
         missing = [name for name, field in known.items() if name not in values and _required(field)]
         if missing:
             raise CheckpointError(f"config.json lacks {', '.join(missing)}; download it again from the model's page.")
-        for name in known.keys() & values.keys():
-            if known[name].type in ("int", "int | None") and not _is_count(values[name]):
-                raise CheckpointError(f"config.json has an impossible {name}: {values[name]!r}.")
+        for name, field in known.items():
+            if name in values and not FITS[field.type](name, values[name]):
+                raise impossible("config.json", name, values[name])
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def require(self, condition: bool, name: str) -> None:
         """Raises CheckpointError naming the key and its value unless `condition` holds."""
         if not condition:
-            raise CheckpointError(f"config.json has an impossible {name}: {getattr(self, name)!r}.")
+            raise impossible("config.json", name, getattr(self, name))
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -80,8 +129,27 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside a config, empty where it is not there. Raises CheckpointError."""
+    found = config.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise impossible("config.json", key, found)
+    return found
+
+
+def _fits_count(name: str, value: Any) -> bool:
+    return is_count(value, LIMITS.get(name, LARGEST_COUNT))
+
+
+#: What a field of each type may hold, by its name and its value.
+FITS: Mapping[str, Callable[[str, Any], bool]] = {
+    "int": _fits_count,
+    "int | None": _fits_count,
+    "float": lambda name, value: is_number(value),
+    "bool": lambda name, value: isinstance(value, bool),
+    "str": lambda name, value: isinstance(value, str),
+    "dict[str, Any] | None": lambda name, value: isinstance(value, Mapping),
+}
 
 
 #: Tables and masks that some checkpoints store: they are computed here.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, Place
+from .base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, Place, section
 from .cache import KVCache
 from .layers import (
     Embedding,
@@ -70,13 +70,14 @@ class ModelArgs(BaseArgs):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
-        rope = config.get("rope_parameters") or {}  # transformers 5 keeps these together
+        rope = section(config, "rope_parameters")  # transformers 5 keeps these together
         newer = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         scales = "positions" if _is_chatglm2_32k(config) else "base"
         return super().from_dict({"rope_ratio_scales": scales, **config, **newer})
 
     def __post_init__(self) -> None:
         self.require(self.num_attention_heads % self.kv_heads == 0, "multi_query_group_num")
+        self.require(self.partial_rotary_factor <= 1, "partial_rotary_factor")
         self.require(self.rotary_size % 2 == 0, "kv_channels")
         self.require(self.rope_ratio_scales in ("base", "positions"), "rope_ratio_scales")
         self.require(self.rmsnorm, "rmsnorm")
@@ -222,13 +223,17 @@ class Model(BaseModel):
         return Place(name, *rows[part])
 
     def _joined(self, name: str, part: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
-        """Keeps the parts of a fused tensor until the last has come, whatever their order in the file."""
+        """Keeps the parts of a fused tensor until the last has come, whatever their order in the file.
+
+        A part that does not fit to the others is given out alone: the loader says which shape it should have.
+        """
         parts = self._parts.setdefault(name, {})
         parts[part] = tensor
         if len(parts) < len("qkv"):
             return None
         del self._parts[name]
-        return name, torch.cat([parts[part] for part in "qkv"])
+        columns = {each.shape[1:] if each.ndim else None for each in parts.values()}
+        return name, tensor if len(columns) > 1 else torch.cat([parts[part] for part in "qkv"])
 
 
 #: transformers' name of a tensor -> the published name.

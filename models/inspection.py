@@ -145,7 +145,7 @@ def _match(model: BaseModel, checkpoint: StoredCheckpoint) -> tuple[str, ...]:
         if model.is_leftover(name):
             leftovers.append(name)
         elif (placed := model.sanitize(name, tensor)) is not None:
-            refuse_misplaced(*placed, expected, checkpoint)
+            refuse_misplaced(*placed, expected, missing, checkpoint)
             missing.discard(placed[0])
     refuse_missing(missing, checkpoint)
     return tuple(leftovers)

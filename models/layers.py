@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base import is_number
 from .cache import KVCache
 from .kernels import kernel
 
@@ -210,8 +211,14 @@ def rope_rule(scaling: Mapping[str, Any] | None) -> str:
 
 def can_scale_rope(scaling: Mapping[str, Any] | None) -> bool:
     """Whether a config's `rope_scaling` has a known rule and every number that the rule needs."""
-    rule = ROPE_SCALING.get(rope_rule(scaling))
-    return rule is not None and all(key in (scaling or {}) for key in rule.needs)
+    name = rope_rule(scaling)
+    if not isinstance(name, str) or name not in ROPE_SCALING:
+        return False
+    return all(_are_numbers((scaling or {}).get(key)) for key in ROPE_SCALING[name].needs)
+
+
+def _are_numbers(found: Any) -> bool:
+    return all(map(is_number, found)) if isinstance(found, list) else is_number(found)
 
 
 def _plain(head_dim: int, base: float, scaling: Mapping[str, Any], context: int, length: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import BaseArgs, BaseModel, CacheShape
+from .base import BaseArgs, BaseModel, CacheShape, section
 from .cache import KVCache
 from .layers import (
     Embedding,
@@ -50,13 +50,14 @@ class ModelArgs(BaseArgs):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> ModelArgs:
         # transformers 5 keeps theta and scaling together in rope_parameters.
-        rope = config.get("rope_parameters") or {}
+        rope = section(config, "rope_parameters")
         newer = {"rope_theta": rope.get("rope_theta"), "rope_scaling": rope or None}
         return super().from_dict({**config, **{key: value for key, value in newer.items() if value is not None}})
 
     def __post_init__(self) -> None:
         self.require(self.num_attention_heads % self.kv_heads == 0, "num_key_value_heads")
         self.require(self.head_dim is not None or self.hidden_size % self.num_attention_heads == 0, "hidden_size")
+        self.require(self.head_size % 2 == 0, "hidden_size" if self.head_dim is None else "head_dim")
         self.require(self.hidden_act == "silu", "hidden_act")
         self.require(can_scale_rope(self.rope_scaling), "rope_scaling")
 

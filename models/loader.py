@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from . import kept
-from .base import BaseModel, CheckpointError
+from .base import BaseModel, CheckpointError, end_ids
 from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
+from .files import readable
 from .footprint import Footprint, footprint
 from .formats import (
     AdaptedCheckpoint,
@@ -121,8 +122,7 @@ class LoadedModel:
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end a text according to config.json."""
-        eos = self.checkpoint.config.get("eos_token_id")
-        return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        return frozenset(end_ids(self.checkpoint.config))
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """The ids of a conversation in the checkpoint's chat format, asking for a reply."""
@@ -211,10 +211,8 @@ def load(
 
 def family_of(path: str | Path) -> str:
     """The family of a checkpoint, from a glance at it. Raises CheckpointError where none of ours can run it."""
-    try:
+    with readable(Path(path)):
         return resolve(glance(Path(path))).family
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read ({error.strerror or error}).") from error
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -318,7 +316,7 @@ def _weights(
         if placed is None:
             continue
         name, weight = placed
-        refuse_misplaced(name, weight, expected, checkpoint)
+        refuse_misplaced(name, weight, expected, missing, checkpoint)
         _refuse_damaged(name, weight, checkpoint)
         # A row for each token: the embedding, or the head.
         yield name, stored(weight, _vocabulary_bits(weight, bits, checkpoint) if weight.shape[0] in tokens else bits)
@@ -339,10 +337,16 @@ def _vocabulary_bits(weight: Weight, bits: int, checkpoint: Checkpoint) -> int:
     return max(bits, 16 if left_whole else 8)
 
 
-def refuse_misplaced(name: str, weight: Weight, expected: dict[str, torch.Size], checkpoint: Checkpoint) -> None:
+def refuse_misplaced(
+    name: str, weight: Weight, expected: Mapping[str, torch.Size], missing: Collection[str], checkpoint: Checkpoint
+) -> None:
     """Raises CheckpointError for a weight that the model has no place for, or not one of its shape or kind."""
     if name not in expected:
-        raise CheckpointError(f"{checkpoint.path} holds {name}, which its config.json has no place for.")
+        raise CheckpointError(
+            f"{checkpoint.path} holds {name}, which its config.json has no place for; download both again."
+        )
+    if name not in missing:
+        raise CheckpointError(f"{checkpoint.path} holds {name} twice; keep the files of one download only.")
     if weight.shape != expected[name]:
         shapes = f"{list(weight.shape)} instead of {list(expected[name])}"
         raise CheckpointError(f"{name} in {checkpoint.path} has the shape {shapes}; config and weights don't match.")

@@ -30,7 +30,8 @@ def _says(config: Mapping[str, Any], model_type: str) -> bool:
     """Whether a config names a model type, or, where it lacks one, an architecture that begins with the name."""
     if config.get("model_type"):
         return config["model_type"] == model_type
-    return any(str(name).lower().startswith(model_type) for name in config.get("architectures") or ())
+    named = config.get("architectures")
+    return isinstance(named, list) and any(str(name).lower().startswith(model_type) for name in named)
 
 
 def _is_chatglm(config: Mapping[str, Any]) -> bool:

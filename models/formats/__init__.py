@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import CheckpointError
+from ..files import readable
 from .adapters import AdaptedCheckpoint, Adapter, is_adapter, open_adapter
 from .base import Checkpoint, StoredCheckpoint, Weight
 from .gguf import GGUFCheckpoint
@@ -36,7 +37,8 @@ FORMS = (HuggingFaceCheckpoint, MetaCheckpoint, GGUFCheckpoint)
 
 def open_checkpoint(path: Path) -> StoredCheckpoint:
     """Opens a checkpoint of any form; raises CheckpointError for a path that holds none."""
-    return _form(path)(path)
+    with readable(path):
+        return _form(path)(path)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -57,4 +59,4 @@ def _form(path: Path) -> type[GGUFCheckpoint | HuggingFaceCheckpoint | MetaCheck
             return form
     folder = "a folder without config.json, or params.json and consolidated.00.pth, or a .gguf file"
     what = folder if path.is_dir() else "neither a folder nor a .gguf file"
-    raise CheckpointError(f"{path} is no checkpoint: it is {what}.")
+    raise CheckpointError(f"{path} is no checkpoint: it is {what}; give a checkpoint's folder or a .gguf file.")

@@ -65,7 +65,7 @@ def open_adapter(path: Path) -> Adapter:
             return kind(path)
     raise CheckpointError(
         f"{path} is no adapter: it is no folder with adapter_config.json, nor one of a P-tuning prefix that is whole, "
-        "nor a checkpoint with 'delta' in its name."
+        "nor a checkpoint with 'delta' in its name; download all of its files."
     )
 
 

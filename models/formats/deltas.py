@@ -44,7 +44,8 @@ class DeltaAdapter:
             own, theirs = self._own.config.get(key), base.get(key)
             if None not in (own, theirs) and own != theirs:
                 raise CheckpointError(
-                    f"{self.path} is a delta to another model: its {key} is {own}, the base's {theirs}."
+                    f"{self.path} is a delta to another model: its {key} is {own}, the base's {theirs}; load that one "
+                    "with it."
                 )
         return {**base, **self._own.config}
 
@@ -75,14 +76,19 @@ class DeltaAdapter:
             yield name, self._sum(name, weight, waiting.pop(place))
         left = [place.name for place, _ in (*waiting.items(), *coming) if place.name in expected]
         if left:
-            raise CheckpointError(f"{self.path} changes {left[0]}, which {base.path} does not have.")
+            raise CheckpointError(
+                f"{self.path} changes {left[0]}, which {base.path} does not have; load the base that it was made for."
+            )
 
     def _sum(self, name: str, weight: Weight, delta: torch.Tensor) -> torch.Tensor:
         """Their sum in float32; tokens that the delta adds to the vocabulary begin at zero."""
-        rows = len(delta) - weight.shape[0]
+        if not (isinstance(delta, torch.Tensor) and delta.is_floating_point()):
+            kind = getattr(delta, "dtype", "integers")
+            raise CheckpointError(f"{name} in {self.path} is of {kind}, where floats belong; get it as floats.")
+        rows = (delta.shape[0] if delta.ndim else 0) - weight.shape[0]
         if delta.shape[1:] != weight.shape[1:] or rows < 0:
             shapes = f"{list(delta.shape)} where the base has {list(weight.shape)}"
-            raise CheckpointError(f"{name} in {self.path} is {shapes}; it is a delta to another model.")
+            raise CheckpointError(f"{name} in {self.path} is {shapes}; load the base that it was made for.")
         wide = floats(weight)
         wide = F.pad(wide, (0, 0) * (wide.ndim - 1) + (0, rows)) if rows else wide
         return wide.add_(delta)

@@ -15,13 +15,12 @@ from ..base import CheckpointError
 from ..prompts import ChatHints
 from ..tokenizer import Tokenizer
 from .gguf_file import Tensor
-from .gguf_layouts import LAYOUTS, Header, Layout, ends
+from .gguf_layouts import FACTORS, LAYOUTS, Header, Layout, ends
 from .gguf_metadata import TOKENS, Metadata
 from .gguf_parts import SUFFIX, find_model, model_name, open_files
 from .gguf_tokenizers import read_tokenizer
 from .gguf_types import TAKEN_OVER, Weight, join, read, refuse_unreadable
 
-FACTORS = "rope_freqs.weight"  #: read into the config
 #: Bits of a weight, on average over a file, from which INT8 and FP16 keep something that the next lower tier loses.
 WORTH_INT8, WORTH_FP16 = 4.3, 12.0
 
@@ -64,7 +63,7 @@ class GGUFCheckpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Raises CheckpointError where the metadata lack something."""
-        factors = self.read(FACTORS).tolist() if FACTORS in self._tensors else None
+        factors = self.read(FACTORS) if FACTORS in self._tensors else None
         return self._layout.config(Header(self._metadata, self._tensors.keys(), factors))
 
     def value(self, key: str, default: Any = None) -> Any:

@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 
+from ..base import CheckpointError
 from .gguf_metadata import Metadata
+from .gguf_types import Weight
 from .rotary import halves_from_pairs
 
+FACTORS = "rope_freqs.weight"  #: divisors of the rotary frequencies, read into the config
 Order = Callable[[int], torch.Tensor]
 """The number of rows in a file's tensor -> the file's row for each of ours."""
 
@@ -26,7 +29,7 @@ class Header:
 
     metadata: Metadata
     tensors: Collection[str]
-    factors: list[float] | None
+    factors: Weight | None
 
     def holds(self, name: str) -> bool:
         return name in self.tensors
@@ -80,17 +83,20 @@ def _llama_config(header: Header) -> dict[str, Any]:
         "max_position_embeddings": metadata.count("{arch}.context_length"),
         "rms_norm_eps": metadata.number("{arch}.attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.number("{arch}.rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(header),
+        "rope_scaling": _rope_scaling(header, head_dim),
         "tie_word_embeddings": not header.holds("output.weight"),
         "bos_token_id": metadata.token_id("bos"),
         "eos_token_id": ends(metadata),
     }
 
 
-def _rope_scaling(header: Header) -> dict[str, Any] | None:
-    if header.factors is not None:
-        return {"rope_type": "factors", "factors": header.factors}
-    metadata = header.metadata
+def _rope_scaling(header: Header, head_dim: int) -> dict[str, Any] | None:
+    metadata, factors = header.metadata, header.factors
+    if factors is not None:
+        if tuple(factors.shape) != (head_dim // 2,):
+            shapes = f"{list(factors.shape)} instead of {[head_dim // 2]}"
+            raise CheckpointError(f"{FACTORS} in {metadata.path} has the shape {shapes}; download it again.")
+        return {"rope_type": "factors", "factors": factors.tolist()}
     earlier = metadata.number("{arch}.rope.scale_linear", 1.0)  # what older files call the linear factor
     kind = metadata.text("{arch}.rope.scaling.type", "none" if earlier == 1.0 else "linear")
     if kind == "none":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base import CheckpointError
+from ..base import LARGEST_COUNT, MOST_LAYERS, CheckpointError, is_count, is_number
 from .gguf_file import Texts
 
 TOKENS = "tokenizer.ggml.tokens"
@@ -39,10 +39,11 @@ class Metadata:
         return self._checked(key, default, lambda found: isinstance(found, str))
 
     def number(self, key: str, default: float | None = None) -> float:
-        return self._checked(key, default, lambda found: type(found) in (int, float) and 0 < found < np.inf)
+        return self._checked(key, default, is_number)
 
     def count(self, key: str, default: int | None = None) -> int:
-        return self._checked(key, default, lambda found: type(found) is int and found > 0)
+        limit = MOST_LAYERS if key.endswith("block_count") else LARGEST_COUNT
+        return self._checked(key, default, lambda found: is_count(found, limit))
 
     def flag(self, key: str, default: bool) -> bool:
         return self._checked(key, default, lambda found: isinstance(found, bool))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..base import CheckpointError
+from ..files import refuse_stand_in
 from .gguf_file import MAGIC, GGUFFile
 
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
@@ -41,6 +42,8 @@ def find_model(path: Path) -> Path:
     if path.is_file():
         return path
     found = models_among(path.glob(f"*{SUFFIX}"))
+    if not found:
+        raise CheckpointError(f"{path} is neither a file nor a folder with GGUF files; download it again.")
     if len(found) > 1:
         names = ", ".join(model.name for model in found)
         raise CheckpointError(f"{path} holds several GGUF models; choose one of {names}.")
@@ -78,6 +81,7 @@ def _check_count(path: Path, files: list[GGUFFile]) -> None:
 
 
 def _open(path: Path) -> GGUFFile:
+    refuse_stand_in(path)
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:

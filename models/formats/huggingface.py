@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import Any
 
 import torch
 
-from ..base import CheckpointError
+from ..base import CheckpointError, end_ids, impossible
+from ..files import read_object, read_whole
 from ..prompts import ChatHints
 from ..quantize import Quants
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.reading import read_settings
-from .parts import foreign, join, outline
+from .parts import UNPACK, foreign, join, outline
 from .pickles import outline_pickled, read_pickled
 from .shards import outline_shard, read_shard
 
@@ -46,6 +46,7 @@ KINDS = (
     Kind("pytorch_model.bin", "pytorch_model*.bin", read_pickled, outline_pickled),
 )
 NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
+PLAIN = re.compile(r"[\w.+-]{1,200}", re.ASCII)  #: names of files that an index may give
 
 
 class HuggingFaceCheckpoint:
@@ -54,7 +55,10 @@ class HuggingFaceCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.origin = str(path.resolve())
-        config = read_json(path / "config.json")
+        config = read_object(path / "config.json")
+        if config.get("quantization_bit") not in (None, 0, *UNPACK):
+            raise impossible(path / "config.json", "quantization_bit", config["quantization_bit"])
+        end_ids(config, path / "config.json")
         if isinstance(others := config.get("quantization_config"), dict):
             raise foreign(path, others.get("quant_method", "bitsandbytes"))
         self.config: dict[str, Any] = config | TRUE_IDS if config.items() >= EARLY_IDS.items() else config
@@ -65,7 +69,7 @@ class HuggingFaceCheckpoint:
 
     @staticmethod
     def glance(path: Path) -> dict[str, Any]:
-        return read_json(path / "config.json")
+        return read_object(path / "config.json")
 
     @property
     def quantized(self) -> int:
@@ -115,40 +119,48 @@ def _sets(folder: Path, kind: Kind) -> Iterator[list[Path]]:
     The index comes first, since folders may hold other files beside its own; it may be a stale one.
     """
     if (folder / kind.index).is_file():
-        yield _indexed(folder / kind.index)
+        yield _indexed(folder / kind.index, Path(kind.whole).suffix)
     if (folder / kind.whole).is_file():
         yield [folder / kind.whole]
-    yield sorted({shard for file in folder.glob(kind.pattern) for shard in _siblings(file)})
+    names = {name for file in folder.glob(kind.pattern) for name in _siblings(file.name)}
+    yield [folder / name for name in sorted(names)]
 
 
-def _indexed(index: Path) -> list[Path]:
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    """The files that an index names, each beside it and of its kind."""
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict):
         raise CheckpointError(f"{index} is damaged (it says of no tensor where it is); download it again.")
-    return sorted({index.parent / Path(name).name for name in files.values()})
+    for tensor, name in files.items():
+        if not isinstance(name, str) or not PLAIN.fullmatch(name) or not name.endswith(suffix):
+            raise CheckpointError(
+                f"{index} is damaged (it says that {tensor} is in {name!r}, which is no {suffix} file beside it); "
+                "download it again."
+            )
+    return sorted({index.parent / name for name in files.values()})
 
 
-def _siblings(file: Path) -> list[Path]:
-    """A file with all that its number says there are, whether they are there or not."""
-    match = NUMBERED.fullmatch(file.name)
+def _siblings(name: str) -> list[str]:
+    """A file's name with all that its number says there are, whether they are there or not."""
+    match = NUMBERED.fullmatch(name)
     if match is None:
-        return [file]
+        return [name]
     start, count, end = match.groups()
     numbers = (f"{number:0{len(count)}}" for number in range(1, int(count) + 1))
-    return [file.with_name(f"{start}-{number}-of-{count}{end}") for number in numbers]
+    return [f"{start}-{number}-of-{count}{end}" for number in numbers]
 
 
 def read_hints(folder: Path, config: Mapping[str, Any]) -> ChatHints:
     """What the files beside a tokenizer say, and the names that a folder goes by."""
     settings = read_settings(folder / "tokenizer_config.json")
     generation = read_settings(folder / "generation_config.json")
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = generation if "eos_token_id" in generation else config
     names = (config.get("_name_or_path"), settings.get("name_or_path"), folder.resolve().name)
     return ChatHints(
         template=_template(folder, settings),
-        special_tokens={key: _content(token) for key, token in settings.items() if key in SPECIAL_TOKENS and token},
-        names=tuple(name.lower() for name in names if name),
-        eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        special_tokens={key: _content(folder, key, settings[key]) for key in SPECIAL_TOKENS if settings.get(key)},
+        names=tuple(name.lower() for name in names if isinstance(name, str) and name),
+        eos_ids=frozenset(end_ids(ends, folder / "generation_config.json")),
         generation=generation,
     )
 
@@ -157,23 +169,18 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """chat_template.jinja in newer folders, in older ones a text, or several by name, in tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    found = settings.get("chat_template")
+        return read_whole(file).decode("utf-8", errors="replace")
+    given = found = settings.get("chat_template")
     if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        named = (entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default")
+        found = next((entry.get("template") for entry in named), None)
+    if found is not None and not isinstance(found, str):
+        raise impossible(folder / "tokenizer_config.json", "chat_template", given)
     return found
 
 
-def _content(token: str | dict[str, Any]) -> str:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises CheckpointError naming the file if it holds none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold a JSON object; download it again.")
-    return value
+def _content(folder: Path, key: str, token: Any) -> str:
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise impossible(folder / "tokenizer_config.json", key, token)
+    return text

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..base import BaseModel, CheckpointError, Place
+from ..base import BaseModel, CheckpointError, Place, impossible, is_number
+from ..files import read_object
 from ..low_rank import LowRank, beside
 from .base import Checkpoint, Weight, floats
-from .huggingface import read_json
 from .pickles import PickledFile
 from .shards import open_shard
 
@@ -58,7 +58,8 @@ class LoraAdapter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._settings = read_json(path / "adapter_config.json")
+        self._settings_file = path / "adapter_config.json"
+        self._settings = read_object(self._settings_file)
         self.base = self._settings.get("base_model_name_or_path") or None
         self._refuse_unsupported()
 
@@ -105,7 +106,7 @@ class LoraAdapter:
             elif name.endswith((".weight", ".bias")):
                 replaced[SAVED.sub("", name)] = read
             else:
-                raise CheckpointError(f"{self._file} holds {key}, which is no part of a LoRA adapter.")
+                raise CheckpointError(f"{self._file} holds {key}, which is no part of a LoRA adapter; get one.")
         if not parts and not replaced:
             raise CheckpointError(f"{self._file} holds no tensors; download it again.")
         return parts, replaced
@@ -129,7 +130,7 @@ class LoraAdapter:
         return sum(matrix.numel() for module in self._parts for matrix in self._pair(module))
 
     def files(self) -> list[Path]:
-        return [self.path / "adapter_config.json", self._file]
+        return [self._settings_file, self._file]
 
     def nbytes(self) -> int:
         return self._file.stat().st_size
@@ -143,7 +144,9 @@ class LoraAdapter:
         rank = self._setting("r", "rank_pattern", module)
         if up.ndim != 2 or down.ndim != 2 or not up.shape[1] == down.shape[0] == rank:
             shapes = f"{list(down.shape)} and {list(up.shape)}"
-            raise CheckpointError(f"{module} in {self._file} has {shapes}, but adapter_config.json says r = {rank}.")
+            raise CheckpointError(
+                f"{module} in {self._file} has {shapes}, but adapter_config.json says r = {rank}; download both again."
+            )
         return (down.T, up.T) if embeds else (up, down)
 
     def _change(self, module: str, first: int = 0) -> LowRank:
@@ -159,7 +162,9 @@ class LoraAdapter:
             return None
         magnitude = self._numbers(module, self._part(module, "lora_magnitude_vector")()).flatten()
         if len(magnitude) != rows or "lora_A" not in self._parts[module]:
-            raise CheckpointError(f"{module}.lora_magnitude_vector in {self._file} does not belong to {rows} rows.")
+            raise CheckpointError(
+                f"{module}.lora_magnitude_vector in {self._file} does not belong to {rows} rows; download it again."
+            )
         return magnitude
 
     def _part(self, module: str, part: str) -> Read:
@@ -170,7 +175,7 @@ class LoraAdapter:
     def _numbers(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             kind = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-            raise CheckpointError(f"{name} in {self._file} is {kind}, which can't be applied.")
+            raise CheckpointError(f"{name} in {self._file} is {kind}, which can't be applied; get it as floats.")
         if not torch.stack(tensor.aminmax()).isfinite().all():
             raise CheckpointError(f"{name} in {self._file} holds values that are not numbers; download it again.")
         return tensor.float()
@@ -182,9 +187,9 @@ class LoraAdapter:
             matching = (value for pattern, value in special if re.fullmatch(rf"(.*\.)?({pattern})", module))
             value = next(matching, self._settings.get(key, DEFAULT))
         except (AttributeError, re.error) as error:
-            raise CheckpointError(f"{self.path / 'adapter_config.json'} has an impossible {patterns}.") from error
-        if type(value) not in (int, float) or value <= 0:
-            raise CheckpointError(f"{self.path / 'adapter_config.json'} has an impossible {key}: {value!r}.")
+            raise impossible(self._settings_file, patterns, self._settings[patterns]) from error
+        if not is_number(value):
+            raise impossible(self._settings_file, key, value)
         return value
 
     # Applying it
@@ -195,10 +200,16 @@ class LoraAdapter:
         for name, read in self._replaced.items():
             if name.endswith(EMBEDDINGS):
                 key = next(key for key in VOCABULARIES if key in base)
-                changed[key] = read().shape[0]
+                changed[key] = self._rows(name, read())
             elif name.endswith(HEADS):
                 changed["tie_word_embeddings"] = False
         return changed
+
+    def _rows(self, name: str, embedding: torch.Tensor) -> int:
+        if embedding.ndim != 2 or not embedding.numel():
+            shape = list(embedding.shape)
+            raise CheckpointError(f"{name} in {self._file} has the shape {shape}; download it again.")
+        return len(embedding)
 
     def check(self, model: BaseModel) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

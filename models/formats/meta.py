@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..base import CheckpointError
+from ..base import LARGEST_COUNT, MOST_HEADS, MOST_LAYERS, CheckpointError, end_ids, impossible, is_count, is_number
+from ..files import read_object
 from ..prompts import ChatHints
 from ..tokenizer import Tokenizer, read_tokenizer
-from .huggingface import read_json
 from .pickles import PickledFile
 from .rotary import halves_from_pairs
 
@@ -26,6 +26,7 @@ PARAMS, WEIGHTS = "params.json", "consolidated.{:02}.pth"
 MOST_SHARDS = 99  #: their numbers have two digits
 #: What params.json must hold, and what it may.
 COUNTS, MORE_COUNTS = ("dim", "n_layers", "n_heads"), ("n_kv_heads", "multiple_of")
+LIMITS = {"n_layers": MOST_LAYERS, "n_heads": MOST_HEADS, "n_kv_heads": MOST_HEADS}
 NUMBERS = ("norm_eps", "rope_theta", "ffn_dim_multiplier")
 
 #: Meta's name of a tensor -> the Hugging Face form's, and the dimension along which the shards cut it.
@@ -126,10 +127,7 @@ class MetaCheckpoint:
         return read_tokenizer(above if shared else here, self.config)
 
     def chat_hints(self) -> ChatHints:
-        eos = self.config["eos_token_id"]
-        return ChatHints(
-            names=tuple(self._named.split("/")), eos_ids=frozenset(eos if isinstance(eos, list) else [eos])
-        )
+        return ChatHints(names=tuple(self._named.split("/")), eos_ids=frozenset(end_ids(self.config)))
 
     def _file(self, number: int) -> Path:
         return self.path / WEIGHTS.format(number)
@@ -149,7 +147,10 @@ class MetaCheckpoint:
         count, rest = divmod(self._params["dim"] ** 2, math.prod(self._first.shape(QUERIES)) or 1)
         if rest or not 1 <= count <= MOST_SHARDS:
             shape = list(self._first.shape(QUERIES))
-            raise CheckpointError(f"{QUERIES} in {self._first.path} has the shape {shape}, which {PARAMS} contradicts.")
+            raise CheckpointError(
+                f"{QUERIES} in {self._first.path} has the shape {shape}, which {PARAMS} contradicts; download both "
+                "again."
+            )
         return count
 
     def _config(self) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class MetaCheckpoint:
         pattern, dim = NAMES[rest]
         weight = self._joined(name, dim, shards, read)
         heads = {"wq": "num_attention_heads", "wk": "num_key_value_heads"}.get(rest.split(".")[-2])
-        if heads is not None and weight.shape[0] % (2 * self.config[heads]) == 0:
+        if heads is not None and weight.ndim == 2 and weight.shape[0] % (2 * self.config[heads]) == 0:
             weight = weight[halves_from_pairs(self.config[heads], weight.shape[0])]
         return pattern.format(number), weight
 
@@ -192,7 +193,9 @@ class MetaCheckpoint:
         parts = [read(shard, name) for shard in shards]
         for part, shard in zip(parts, shards, strict=True):
             if part.ndim != 2 or part.shape != parts[0].shape:
-                raise CheckpointError(f"{name} in {shard.path} has the shape {list(part.shape)}, unlike other shards.")
+                raise CheckpointError(
+                    f"{name} in {shard.path} has the shape {list(part.shape)}, unlike other shards; download it again."
+                )
         # Llama 3 cuts the embedding by tokens, those before it by columns.
         by_rows = name == EMBEDDING and parts[0].shape[1] == self.config["hidden_size"]
         return torch.cat(parts, 0 if by_rows else dim)
@@ -200,13 +203,15 @@ class MetaCheckpoint:
 
 def _checked(path: Path) -> Params:
     """params.json; raises CheckpointError naming a value that is missing or impossible."""
-    params = {key: value for key, value in read_json(path).items() if value is not None}
+    params = {key: value for key, value in read_object(path).items() if value is not None}
     for key in (*COUNTS, *(key for key in (*MORE_COUNTS, *NUMBERS) if key in params)):
-        kinds = (int, float) if key in NUMBERS else (int,)
-        if type(params.get(key)) not in kinds or params[key] <= 0:
-            raise CheckpointError(f"{path} has no possible {key} ({params.get(key)!r}); download it again.")
+        found = params.get(key)
+        if not (is_number(found) if key in NUMBERS else is_count(found, LIMITS.get(key, LARGEST_COUNT))):
+            raise impossible(path, key, found)
     if params["dim"] % (2 * params["n_heads"]):
-        raise CheckpointError(f"{path} has no possible n_heads ({params['n_heads']}); download it again.")
+        raise impossible(path, "n_heads", params["n_heads"])
+    if params["n_heads"] % params.get("n_kv_heads", 1):
+        raise impossible(path, "n_kv_heads", params["n_kv_heads"])
     return params
 
 

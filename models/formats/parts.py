@@ -77,7 +77,8 @@ def foreign(path: Path, method: str) -> CheckpointError:
 def _check(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int | None, path: Path) -> None:
     if bits not in UNPACK:
         raise CheckpointError(
-            f"{path} holds {name} as integers, but its config.json has no quantization_bit of 8 or 4."
+            f"{path} holds {name} as integers, but its config.json has no quantization_bit of 8 or 4; "
+            "download both again."
         )
     if integers.ndim != 2 or scales.shape != integers.shape[:1]:
         shapes = f"{list(scales.shape)} for a matrix of {list(integers.shape)}"

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 
 from ..base import CheckpointError
+from ..files import refuse_stand_in
 from .shards import TYPES, map_numbers
 
 #: What training scripts put around the weights, as an entry of a larger state or as the beginning of every name.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 PREFIX = "module."
+MOST_UNPACKED = 64  #: times its size; weights become a little smaller when they are compressed, zeros a thousand times
 #: What a file that is not whole, or no such file at all, runs into inside torch's unpickler.
 DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError,
@@ -35,6 +37,7 @@ class PickledFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_stand_in(path)
         self._size = path.stat().st_size
         self._tensors = _tensors(_load(path))
         if not self._tensors:
@@ -51,29 +54,36 @@ class PickledFile:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor, mapped where the file allows it. Raises CheckpointError for one that is not there or not whole."""
+        tensor = self._possible(name)
+        return (self._map(name, tensor) if tensor.is_meta else tensor).contiguous()
+
+    def outline(self, name: str) -> torch.Tensor:
+        """A tensor without its numbers, on the meta device."""
+        return self._possible(name).to("meta")
+
+    def _possible(self, name: str) -> torch.Tensor:
         tensor = self._found(name)
         if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values():
             raise CheckpointError(f"{self.path} holds {name} as {tensor.layout} of {tensor.dtype}; get it as floats.")
         if tensor.nbytes > self._size:  # one number can be repeated without end
-            raise _damaged(self.path)
-        return (self._map(tensor) if tensor.is_meta else tensor).contiguous()
+            raise self._behind_end(name)
+        return tensor
 
-    def outline(self, name: str) -> torch.Tensor:
-        """A tensor without its numbers, on the meta device."""
-        return self._found(name).to("meta")
+    def _behind_end(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged or incomplete ({name} lies behind its end); download it again.")
 
     def _found(self, name: str) -> torch.Tensor:
         if name not in self._tensors:
             raise CheckpointError(f"{name} is missing in {self.path}; download it again.")
         return self._tensors[name]
 
-    def _map(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _map(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A view into its storage: what lies between its first number and its last is mapped."""
         count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
         count = count if tensor.numel() else 0
         start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.itemsize
         if not 0 <= start <= start + count * tensor.itemsize <= self._size:
-            raise _damaged(self.path)
+            raise self._behind_end(name)
         return map_numbers(self.path, tensor.dtype, start, count).as_strided(tensor.shape, tensor.stride())
 
 
@@ -95,6 +105,8 @@ def _load(path: Path) -> Any:
     try:
         place = "meta" if _can_be_mapped(path) else "cpu"
         return torch.load(path, map_location=place, weights_only=True)
+    except CheckpointError:
+        raise
     except DAMAGE as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted is None:
@@ -109,7 +121,10 @@ def _can_be_mapped(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > MOST_UNPACKED * path.stat().st_size:
+        raise _damaged(path)
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
 def _tensors(found: Any) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, CheckpointError
+from ..base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, CheckpointError, impossible, is_count
 from ..cache import Prefix
 from ..registry import resolve
 from .base import Checkpoint, StoredCheckpoint, Weight
@@ -27,10 +27,10 @@ from .huggingface import HuggingFaceCheckpoint
 def prefix_rows(config: Mapping[str, Any]) -> int:
     """How many rows a config.json gives a prefix, 0 where it has none. Raises CheckpointError."""
     rows = config.get("pre_seq_len")
-    if rows is None:
+    if rows is None or (type(rows) is int and rows == 0):
         return 0
-    if type(rows) is not int or rows < 0:
-        raise CheckpointError(f"config.json has an impossible pre_seq_len: {rows!r}.")
+    if not is_count(rows):
+        raise impossible("config.json", "pre_seq_len", rows)
     return rows
 
 
@@ -61,14 +61,14 @@ class Encoder:
             if tensor.shape != shape:
                 raise CheckpointError(
                     f"{PREFIX_ENCODER}{name} in {self.path} has the shape {list(tensor.shape)} instead of "
-                    f"{list(shape)}; the prefix was trained on another model."
+                    f"{list(shape)}; load the model that it was trained on."
                 )
 
     def encode(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Prefix:
         """The prefix for a model's cache. Raises CheckpointError where there are no numbers."""
+        for name, tensor in self.tensors.items():
+            self._refuse_damaged(name, tensor)
         numbers = self._numbers()
-        if not torch.stack(numbers.aminmax()).isfinite().all():
-            raise CheckpointError(f"The P-tuning prefix in {self.path} holds values that are not numbers.")
         # [rows, numbers] -> [layers, 2, 1, kv_heads, rows, head_dim]; a layer's keys come before its values.
         parts = numbers.unflatten(1, (shape.layers, 2, 1, shape.kv_heads, shape.head_dim)).permute(1, 2, 3, 4, 0, 5)
         return Prefix(*parts.to(device, dtype).unbind(1))
@@ -89,6 +89,13 @@ class Encoder:
             "trans.2.bias": (numbers,),
             "embedding.weight": (rows, width),
         }
+
+    def _refuse_damaged(self, name: str, tensor: torch.Tensor) -> None:
+        named = f"{PREFIX_ENCODER}{name} in {self.path}"
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{named} is of {tensor.dtype}, where floats belong; get it as floats.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{named} holds values that are not numbers; download it again.")
 
     def _numbers(self) -> torch.Tensor:
         """float32 [rows, numbers]."""
@@ -136,7 +143,10 @@ class PrefixAdapter:
 
     def config(self, base: dict[str, Any]) -> dict[str, Any]:
         if resolve(base).family != "chatglm":
-            raise CheckpointError(f"The P-tuning prefix in {self.path} is for a ChatGLM, and the base is none.")
+            raise CheckpointError(
+                f"The P-tuning prefix in {self.path} is for a ChatGLM, and the base is none; load the one that it was "
+                "trained on."
+            )
         return {**base, "pre_seq_len": prefix_rows(self._own.config)}
 
     def check(self, model: BaseModel) -> None:

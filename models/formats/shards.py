@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..base import CheckpointError
+from ..files import readable, refuse_stand_in
 
 TYPES = {
     "F64": torch.float64,
@@ -31,7 +32,8 @@ TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LARGEST_HEADER = 100_000_000  #: bytes; the format's own limit
+LARGEST_HEADER = 2**24  #: bytes; a hundred thousand tensors, where the largest models have some thousands
+MOST_DIMENSIONS, MOST_NUMBERS = 8, 2**48  #: of a tensor, its empty dimensions left out
 
 
 class Entry(NamedTuple):
@@ -81,37 +83,65 @@ def map_numbers(path: Path, dtype: torch.dtype, start: int, count: int) -> torch
 
 
 def _entries(path: Path) -> dict[str, Entry]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
+    refuse_stand_in(path)
+    with readable(path), path.open("rb") as file:
+        size, start = path.stat().st_size, file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER + 1
         if length > min(LARGEST_HEADER, size - 8):
             raise _damaged(path, "its header is cut off")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=partial(_once, path))
         header.pop("__metadata__", None)
         entries = {name: _entry(path, name, about, 8 + length) for name, about in header.items()}
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, "its header makes no sense") from error
-    end = max((entry.start + entry.nbytes for entry in entries.values()), default=0)
-    if end > size:
-        raise _damaged(path, f"{end - size:,} bytes are missing at its end")
+    _check_places(path, entries, size)
     return entries
 
 
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header, in which no name may be there twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _damaged(path, f"its header has {name} twice")
+        found[name] = value
+    return found
+
+
 def _entry(path: Path, name: str, about: dict[str, Any], base: int) -> Entry:
-    if about["dtype"] not in TYPES:
-        raise CheckpointError(f"{path} holds {name} as {about['dtype']}, which can't be read; {', '.join(TYPES)} can.")
-    shape, (start, end) = tuple(about["shape"]), about["data_offsets"]
+    try:
+        kind, shape, (start, end) = str(about["dtype"]), tuple(about["shape"]), about["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _senseless(path, name) from error
+    if kind not in TYPES:
+        raise CheckpointError(f"{path} holds {name} as {kind}, which can't be read; {', '.join(TYPES)} can.")
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
-        raise ValueError(name)
-    entry = Entry(TYPES[about["dtype"]], shape, base + start)
+        raise _senseless(path, name)
+    if len(shape) > MOST_DIMENSIONS or math.prod(filter(None, shape)) > MOST_NUMBERS:
+        raise _senseless(path, name)
+    entry = Entry(TYPES[kind], shape, base + start)
     if end - start != entry.nbytes:
-        raise ValueError(name)
+        raise _senseless(path, name)
     return entry
+
+
+def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Each tensor lies behind the one before it, within the file."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if entry.start < end:
+            raise _damaged(path, f"{name} lies in another tensor")
+        end = entry.start + entry.nbytes
+        if end > size:
+            raise _damaged(path, f"{name} lies behind its end")
+
+
+def _senseless(path: Path, name: str) -> CheckpointError:
+    return _damaged(path, f"its header makes no sense of {name}")
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from ..base import CheckpointError
 from .base import BRACKETED, Place, TextTokenizer
 
+HIGHEST_RANK = 2**24  #: beyond any vocabulary
 #: What stands for the space in front of a word: sentencepiece's sign and the byte-level alphabet's.
 WORD_STARTS = ("▁", "Ġ")
 
@@ -170,11 +171,14 @@ def rank_tokenizer(data: bytes, specials: Sequence[str], prefix: Sequence[str], 
 def _rank_lines(data: bytes) -> Iterator[tuple[bytes, int]]:
     for line in data.splitlines():
         if line:
-            token, rank = line.split()
+            token, number = line.split()
             try:
-                yield base64.b64decode(token, validate=True), int(rank)
+                piece, rank = base64.b64decode(token, validate=True), int(number)
             except binascii.Error as error:
                 raise ValueError(f"{token!r} is not base64") from error
+            if not 0 <= rank < HIGHEST_RANK:
+                raise ValueError(f"{rank} is no rank")
+            yield piece, rank
 
 
 def _letters(token: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 
 import tokenizers
 
-from ..base import CheckpointError
+from ..base import CheckpointError, end_ids, impossible
+from ..files import read_object, read_whole
 from .base import TextTokenizer
 from .bpe import FastTokenizer, rank_tokenizer
 from .pieces import IceTokenizer, PieceTokenizer
@@ -46,20 +46,27 @@ class Source:
     settings: Mapping[str, Any]
 
     def bytes(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        return read_whole(self.folder / name)
 
     @cached_property
     def added(self) -> dict[str, int]:
         """Tokens that were added to the vocabulary, by the newer and the older way of writing them down."""
         decoder = self.settings.get("added_tokens_decoder", {})
-        newer = {token["content"]: int(number) for number, token in decoder.items() if token.get("special")}
-        return read_settings(self.folder / "added_tokens.json") | newer
+        try:
+            newer = {str(token["content"]): int(number) for number, token in decoder.items() if token.get("special")}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise impossible(self.folder / "tokenizer_config.json", "added_tokens_decoder", decoder) from error
+        older = read_settings(self.folder / "added_tokens.json")
+        for name, number in older.items():
+            if type(number) is not int:
+                raise impossible(self.folder / "added_tokens.json", name, number)
+        return older | newer
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the checkpoint is called, the folder's name last: it only decides where the files leave it open."""
         named = (self.config.get("_name_or_path"), self.settings.get("name_or_path"), self.folder.name)
-        return tuple(name.lower() for name in named if name)
+        return tuple(name.lower() for name in named if isinstance(name, str) and name)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def _is_glm4(source: Source) -> bool:
 def _is_chatglm3(source: Source) -> bool:
     """ChatGLM2 and ChatGLM3 share the file and the module tree; only what is written around them differs."""
     named = [version for name in source.names for version in re.findall(r"chatglm(\d)", name)]
-    classifies = "AutoModelForSequenceClassification" in (source.config.get("auto_map") or {})
+    classifies = "AutoModelForSequenceClassification" in str(source.config.get("auto_map"))
     return _is_chatglm(source) and ("<|user|>" in source.added or (named[0] == "3" if named else classifies))
 
 
@@ -130,11 +137,12 @@ def _llama(source: Source) -> TextTokenizer:
 def _fast(source: Source) -> TextTokenizer:
     path = source.folder / "tokenizer.json"
     try:
-        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        inner = tokenizers.Tokenizer.from_str(source.bytes(path.name).decode("utf-8"))
+    except CheckpointError:
+        raise
     except Exception as error:  # the package has no other class for a file that it can't parse
         raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
-    eos = source.config.get("eos_token_id")
-    return FastTokenizer(inner, eos[0] if isinstance(eos, list) else eos)
+    return FastTokenizer(inner, next(iter(end_ids(source.config)), None))
 
 
 #: The first row whose file is there and whose condition holds.
@@ -176,10 +184,4 @@ def _read(reader: Reader, source: Source) -> TextTokenizer:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object beside a tokenizer, empty where it is not there."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); download it again.") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is damaged (no JSON object); download it again.")
-    return settings
+    return read_object(path) if path.is_file() else {}

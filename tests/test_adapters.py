@@ -292,7 +292,7 @@ def test_an_adapter_in_transformers_form_on_a_published_glm_and_the_other_way(
 
 def test_a_head_is_changed_before_baichuan2_norms_it(tmp_path: Path) -> None:
     config = BAICHUAN_7B | {"vocab_size": 125696, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    config |= {"num_attention_heads": 2}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     model = save_folder(tmp_path / "base", config)
     added = write_lora(tmp_path / "adapter", {"lm_head": (125696, 8)})
     head = torch.nn.functional.normalize(model.lm_head.weight + added["lm_head.weight"], dim=-1)
@@ -356,7 +356,7 @@ def test_a_chinese_alpaca_brings_vocabulary_tokenizer_and_format(tmp_path: Path)
     """As it was published: 49,954 rows of embedding and head, its tokenizer beside them."""
     make_folder("llama", tmp_path / "base")
     config = LLAMA | {"vocab_size": 32000, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    config |= {"num_attention_heads": 2}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     save_folder(tmp_path / "base", config)
     adapter = make_folder("chinese-alpaca", tmp_path / "chinese-alpaca-lora-7b")
     (adapter / "config.json").unlink()

@@ -183,7 +183,7 @@ def test_an_index_can_not_reach_outside(folder: Path) -> None:
     (folder / "model.safetensors").rename(outside)
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model.safetensors is missing" in refusal(folder)
+    assert "model.safetensors.index.json is damaged" in refusal(folder)
 
 
 def test_folder_without_tokenizer_loads_and_says_so_on_use(folder: Path) -> None:
@@ -198,7 +198,7 @@ def test_folder_without_tokenizer_loads_and_says_so_on_use(folder: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe\x00"])
 def test_damaged_tokenizer(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+    with pytest.raises(CheckpointError, match=f"{name} (is damaged|should hold a JSON object)"):
         models.load_tokenizer(folder)
 
 

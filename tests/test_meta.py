@@ -245,10 +245,10 @@ def test_wrong_tensors_are_named(shards: int, tmp_path: Path) -> None:
     [("dim", None), ("dim", "64"), ("n_heads", 0), ("n_layers", True), ("n_kv_heads", 1.5), ("rope_theta", "big")],
 )
 def test_impossible_params_are_named(name: str, value: object, tmp_path: Path) -> None:
-    assert f"params.json has no possible {name}" in refusal(save(tmp_path, llama(), **{name: value}))
+    assert f"params.json has an impossible {name}" in refusal(save(tmp_path, llama(), **{name: value}))
 
 
 def test_other_params_do_not_match_the_weights(tmp_path: Path) -> None:
     assert "gate_proj" in refusal(save(tmp_path, llama(), multiple_of=256))
-    assert "n_heads (7)" in refusal(save(tmp_path, llama(), n_heads=7))
+    assert "n_heads" in refusal(save(tmp_path, llama(), n_heads=7))
     assert "o_proj" not in refusal(save(tmp_path, llama(), n_kv_heads=4))

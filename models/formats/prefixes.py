@@ -132,10 +132,16 @@ class PrefixAdapter:
     @staticmethod
     def recognises(path: Path) -> bool:
         folder = _folder(path)
+        if not HuggingFaceCheckpoint.recognises(folder):
+            return False
         try:
-            return HuggingFaceCheckpoint.recognises(folder) and is_alone(HuggingFaceCheckpoint(folder))
+            own = HuggingFaceCheckpoint(folder)
         except CheckpointError:
             return False
+        try:
+            return is_alone(own)
+        except CheckpointError:
+            return bool(own.config.get("pre_seq_len"))  # what is wrong with its weights is said when they are read
 
     @property
     def encoder(self) -> Encoder:

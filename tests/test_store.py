@@ -318,7 +318,7 @@ def searchable(path: Path) -> Store:
         ("ＯＶＥＮ 150", "How", "OVEN"),
         ("creme", "How", ""),
         ("brûlée", "How", "Brûlée"),
-        ("foo_b", "foo", "foo_b"),
+        ("foo_b", "foo", "foo"),
         ("テスト", "foo", "テスト"),
         ("ﾃｽﾄ", "foo", "テスト"),
         ("1,200", "合同", "1"),

@@ -150,6 +150,12 @@ def wait_until_idle(page: Page) -> None:
     expect(page.locator("#text .submit-button")).to_be_visible()
 
 
+def reload(page: Page) -> None:
+    """Once nothing is under way: the browser complains of answers that it no longer gets."""
+    page.wait_for_load_state("networkidle")
+    page.reload()
+
+
 def upload(page: Page, *names: str) -> None:
     page.locator("#files input[type=file]").set_input_files([PDF / name for name in names])
 
@@ -243,7 +249,7 @@ def test_replies_and_questions_have_versions(page: Page) -> None:
     expect(reply(page)).to_contain_text("Rome")
     wait_until_idle(page)
     expect(pager(page, 0)).to_have_text("‹ 2/2 ›")
-    page.reload()
+    reload(page)
     expect(page.locator("#messages .user.message")).to_contain_text("Italy")
     act(page, "‹", 0)
     expect(page.locator("#messages .user.message")).to_contain_text("<France>")
@@ -327,7 +333,7 @@ def test_new_chat_leaves_a_streaming_reply_behind(page: Page) -> None:
     expect(page.locator("#messages .message")).to_have_count(0)
     page.locator("#conversations label").first.click()
     expect(reply(page)).not_to_be_empty()
-    page.reload()
+    reload(page)
     expect(page.locator("#messages .user.message")).to_contain_text("lighthouse")
 
 
@@ -356,7 +362,7 @@ def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> No
     stop_button(page).click()
     wait_until_idle(page)
 
-    page.reload()
+    reload(page)
     expect(page.locator("#base input")).to_have_value("My documents")
     expect(page.locator("#documents .files li")).to_have_count(2)
     expect(page.locator("#messages .user.message")).to_contain_text("如何贡献 tool？")

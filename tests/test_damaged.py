@@ -961,24 +961,20 @@ JARGON = re.compile(r"Traceback|Errno|Error\b|Exception|NoneType|object at 0x|<c
 
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
-    """What is read of a damaged file stays small, whatever it says of itself."""
+    """What is read of a damaged file stays small, whatever it says of itself, and no file stays open."""
     if not LINUX:
         yield
         return
     reset_peak()
-    before = memory()
+    before, opened = memory(), len(os.listdir("/proc/self/fd"))
     yield
     assert memory().peak - before.peak < MOST_MEMORY
+    assert len(os.listdir("/proc/self/fd")) <= opened
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("whole")
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_whole_one_loads(form: str, bases: Path) -> None:
-    case(whole(form, bases)).load()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -1004,3 +1000,19 @@ def test_one_sentence(name: str, bases: Path, tmp_path: Path) -> None:
     if bad.adapter is None:
         # Headers do not show numbers that are none.
         assert not report.loads or "not numbers" in text or "no scales" in text, report
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_whole_one_loads_after_all(form: str, bases: Path) -> None:
+    case(whole(form, bases)).load()
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "a\0b", "a" * 5000, "/dev/null"])
+def test_paths_that_are_none(path: str, bases: Path) -> None:
+    base = whole("folder", bases) / "tiny"
+    for load in (lambda: models.load(path), lambda: models.load(base, adapter=path)):
+        with pytest.raises(CheckpointError) as caught:
+            load()
+        text = str(caught.value)
+        assert text.isprintable() and text.endswith(".") and ADVICE.search(text) and not JARGON.search(text), text
+    assert not models.inspect(path).loads

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..base import BaseModel, CheckpointError
+from ..files import readable
 from ..prompts import ChatHints
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.reading import holds_tokenizer
@@ -60,9 +61,10 @@ def is_adapter(path: Path) -> bool:
 
 def open_adapter(path: Path) -> Adapter:
     """Opens an adapter of any kind; raises CheckpointError for what is none, or can't be applied here."""
-    for kind in KINDS:
-        if kind.recognises(path):
-            return kind(path)
+    with readable(path):
+        for kind in KINDS:
+            if kind.recognises(path):
+                return kind(path)
     raise CheckpointError(
         f"{path} is no adapter: it is no folder with adapter_config.json, nor one of a P-tuning prefix that is whole, "
         "nor a checkpoint with 'delta' in its name; download all of its files."

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Handlers:
         language = self.language(request)
         return (
             *self.show_conversation(kept.get("conversation"), request),
+            kept.get("conversation"),
             self._conversations(kept.get("conversation"), language),
             *self._about(kept.get("conversation"), language),
             *self._asked_base(kept.get("base"), language),
@@ -135,9 +137,9 @@ class Handlers:
         language, chat, tree = self.language(request), self._chat, self._chat.store.tree(conversation)
         match do:
             case "choose":
-                yield (*self._branch(chat.choose(conversation, message), language), *NOTHING[3:])
+                yield self._moved(chat.choose(conversation, message), language)
             case "undo":
-                yield (*self._branch(chat.undo(conversation), language), *NOTHING[3:])
+                yield self._moved(chat.undo(conversation), language)
             case "edit":
                 text = gr.update(value=tree.editable(message).message.content)
                 yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message, *NOTHING[7:])
@@ -152,6 +154,12 @@ class Handlers:
                 yield from self._stream(
                     conversation, before, None, lambda _, cancel: chat.continue_(conversation, cancel), None, request
                 )
+            case _:  # a model can write links too
+                yield NOTHING
+
+    def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
+        """Another branch is shown, and nothing is edited any more: TURN."""
+        return *self._branch(tree, language), *NOTHING[3:6], None, *NOTHING[7:]
 
     def _stream(
         self,
@@ -175,8 +183,9 @@ class Handlers:
                     continue  # the page shows another conversation by now; this one goes to disk
                 yield (*self._reply(shown, reply, language), *NOTHING[3:])
             if self._cancels.get(request.session_hash or "") is cancel:
-                line = render.progress_line(reply, language)
-                kept = self._branch(self._chat.store.tree(conversation), language, line)
+                kept = self._reply(shown, reply, language)
+                if reply.number is not None:  # else it never came to disk, and only the reply itself says why
+                    kept = self._branch(self._chat.store.tree(conversation), language, kept[-1])
                 conversations, about = self._conversations(conversation, language), self._about(conversation, language)
                 yield (*kept, gr.skip(), conversations, _idle(), gr.skip(), *about)
             else:
@@ -213,7 +222,8 @@ class Handlers:
         self.leave(request)
         conversation, _, message = (chosen or "").partition("/")
         if message and int(message) not in {node.id for node in self._chat.store.tree(conversation).path}:
-            self._chat.choose(conversation, int(message))
+            with suppress(TreeError):  # it may have been removed since
+                self._chat.choose(conversation, int(message))
         kept = self.keep_conversation(conversation or None, kept)
         rows = {row.id: row.preferences.knowledge_base for row in self._chat.store.conversations()}
         kept["base"] = rows.get(conversation, kept.get("base"))

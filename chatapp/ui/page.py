@@ -210,9 +210,9 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     page.load(
         handlers.open_page,
         only("kept"),
-        [*only(*shown, "conversations", *about, "base", "documents", *model, "state"), timer],
+        [*only(*shown, "conversation", "conversations", *about, "base", "documents", *model, "state"), timer],
         **quiet,
-    ).then(lambda kept: kept.get("conversation"), only("kept"), only("conversation"), **quiet)
+    )
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
     page.unload(handlers.leave)
 

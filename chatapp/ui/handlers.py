@@ -22,7 +22,7 @@ from .. import checkpoints, transfer
 from ..checkpoints import FetchError
 from ..engine import EngineError, Source
 from ..library import LibraryError
-from ..session import Chat, Reply
+from ..session import FINAL, Chat, Reply
 from ..settings import TIERS, Settings
 from ..startup import Startup
 from ..store import StoredMessage, StoreError
@@ -179,8 +179,8 @@ class Handlers:
         try:
             reply = Reply()
             for reply in _paced(start(base or None, cancel)):
-                if self._cancels.get(request.session_hash or "") is not cancel:
-                    continue  # the page shows another conversation by now; this one goes to disk
+                if reply.state in FINAL or self._cancels.get(request.session_hash or "") is not cancel:
+                    continue  # shown below, or the page shows another conversation by now; this one goes to disk
                 yield (*self._reply(shown, reply, language), *NOTHING[3:])
             if self._cancels.get(request.session_hash or "") is cancel:
                 kept = self._reply(shown, reply, language)
@@ -448,7 +448,7 @@ def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:
     """A reply's states at the page's pace; the last one always comes."""
     shown = 0.0
     for reply in replies:
-        if reply.state in ("done", "stopped", "failed") or time.monotonic() - shown >= REFRESH:
+        if reply.state in FINAL or time.monotonic() - shown >= REFRESH:
             shown = time.monotonic()
             yield reply
 

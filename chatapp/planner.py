@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models import Footprint, adapted_config, footprint, open_adapter
+from models import Footprint, adapted, footprint
 from models.footprint import TIERS
 from models.formats import open_checkpoint
 
@@ -108,11 +108,12 @@ def plan_for(
 def footprint_of(path: Path, adapter: Path | None = None) -> Footprint:
     """The memory of a checkpoint on disk: only its config or its files' headers are read. Raises CheckpointError."""
     checkpoint = open_checkpoint(path)
-    needs = footprint(checkpoint.config if adapter is None else adapted_config(path, adapter))
-    needs = dataclasses.replace(needs, finest=TIER_OF_BITS[checkpoint.precision])
-    if adapter is not None and (beside := open_adapter(adapter)).switchable:
-        needs = dataclasses.replace(needs, vectors=needs.vectors + beside.numbers)  # float32, like norms and biases
-    return needs
+    finest, beside = TIER_OF_BITS[checkpoint.precision], 0
+    if adapter is not None:
+        checkpoint = adapted(checkpoint, adapter)
+        beside = checkpoint.adapter.numbers if checkpoint.adapter.switchable else 0  # float32, like norms and biases
+    needs = footprint(checkpoint.config)
+    return dataclasses.replace(needs, finest=finest, vectors=needs.vectors + beside)
 
 
 def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", context: int | None = None) -> Plan:

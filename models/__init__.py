@@ -7,7 +7,7 @@ from .footprint import Footprint, footprint
 from .formats import is_adapter, open_adapter
 from .generate import CHUNK, End, Event, Read, Timings, Token, generate
 from .inspection import Report, inspect
-from .loader import LoadedModel, adapted_config, family_of, load, load_tokenizer
+from .loader import LoadedModel, adapted, family_of, load, load_tokenizer
 from .memory import OUT_OF_MEMORY, give_back, once_more, ran_out
 from .prompts import Prompt, shared
 from .sampling import BadLogitsError, Sampling
@@ -27,7 +27,7 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
-    "adapted_config",
+    "adapted",
     "chat_formats",
     "family_of",
     "fill_prompt",

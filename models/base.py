@@ -39,6 +39,19 @@ def impossible(file: Path | str, key: str, value: Any) -> CheckpointError:
     return CheckpointError(f"{file} has an impossible {key}: {value!r}; download it again.")
 
 
+def refuse_no_floats(name: str, tensor: torch.Tensor, path: Path) -> None:
+    """Raises CheckpointError for a tensor of integers where floats belong."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} in {path} is of {tensor.dtype}, where floats belong; get it as floats.")
+
+
+def refuse_no_numbers(name: str, tensor: torch.Tensor, path: Path) -> None:
+    """Raises CheckpointError for a tensor of floats that holds infinities, or what is no number."""
+    # Not isfinite of each, which takes longer than quantizing them; what is not a number wins in both ends.
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise CheckpointError(f"{name} in {path} holds values that are not numbers; download it again.")
+
+
 def is_number(value: Any) -> bool:
     """Whether a value of a file is a number above zero that a float can hold."""
     return type(value) in (int, float) and 0 < value <= sys.float_info.max

@@ -9,13 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from . import kept
-from .base import BaseModel, CheckpointError, end_ids
+from .base import BaseModel, CheckpointError, end_ids, refuse_no_floats, refuse_no_numbers
 from .cache import KVCache, Prefix
 from .chat_formats import Facts, chat_formats, choose_format
 from .files import readable
@@ -98,10 +97,10 @@ class LoadedModel:
             return dataclasses.replace(plain, wanted_format=self.wanted_format)
         checkpoint, _ = _adapted(plain.checkpoint, Path(adapter))
         model = checkpoint.adapter.beside(plain.model, plain.device).eval()
-        adapted = dataclasses.replace(
+        changed = dataclasses.replace(
             plain, model=model, checkpoint=checkpoint, plain=plain, wanted_format=self.wanted_format
         )
-        return _with_prefix(adapted)
+        return _with_prefix(changed)
 
     def can_switch(self, adapter: str | Path | None) -> bool:
         """Whether `with_adapter` can do it: neither the adapter here nor that one has to be merged into the weights.
@@ -220,9 +219,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return open_checkpoint(Path(path)).tokenizer()
 
 
-def adapted_config(path: Path, adapter: Path) -> dict[str, Any]:
-    """The config of a base with its adapter; raises CheckpointError where they don't belong together."""
-    return _adapted(open_checkpoint(path), adapter)[0].config
+def adapted(base: Checkpoint, adapter: Path) -> AdaptedCheckpoint:
+    """A base as its adapter changes it; raises CheckpointError where they don't belong together."""
+    return _adapted(base, adapter)[0]
 
 
 def _opened(path: Path, adapter: str | Path | None) -> tuple[Checkpoint, BaseModel]:
@@ -317,7 +316,8 @@ def _weights(
             continue
         name, weight = placed
         refuse_misplaced(name, weight, expected, missing, checkpoint)
-        _refuse_damaged(name, weight, checkpoint)
+        if isinstance(weight, torch.Tensor):
+            refuse_no_numbers(name, weight, checkpoint.path)
         # A row for each token: the embedding, or the head.
         yield name, stored(weight, _vocabulary_bits(weight, bits, checkpoint) if weight.shape[0] in tokens else bits)
         missing.discard(name)
@@ -350,16 +350,8 @@ def refuse_misplaced(
     if weight.shape != expected[name]:
         shapes = f"{list(weight.shape)} instead of {list(expected[name])}"
         raise CheckpointError(f"{name} in {checkpoint.path} has the shape {shapes}; config and weights don't match.")
-    if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
-        raise CheckpointError(
-            f"{name} in {checkpoint.path} is of {weight.dtype}, where floats belong; get it as floats."
-        )
-
-
-def _refuse_damaged(name: str, weight: Weight, checkpoint: Checkpoint) -> None:
-    # Not isfinite of every weight, which takes longer than quantizing them; what is not a number wins in both ends.
-    if isinstance(weight, torch.Tensor) and not torch.stack(weight.aminmax()).isfinite().all():
-        raise CheckpointError(f"{name} in {checkpoint.path} holds values that are not numbers; download it again.")
+    if isinstance(weight, torch.Tensor):
+        refuse_no_floats(name, weight, checkpoint.path)
 
 
 def stored(weight: Weight, bits: int) -> Stored:

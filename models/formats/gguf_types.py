@@ -15,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType as QuantType
 from gguf.quants import dequantize
 
-from ..base import CheckpointError
+from ..base import CheckpointError, refuse_no_numbers
 from ..quantize import AT_ONCE, Quants
 from .gguf_file import NUMBER_TYPES, Tensor
 
@@ -99,8 +99,7 @@ def _parts(weight: Quants) -> tuple[int, bool]:
 
 
 def _finite(weights: torch.Tensor, path: Path, name: str) -> torch.Tensor:
-    if not torch.stack(weights.aminmax()).isfinite().all():
-        raise CheckpointError(f"{name} in {path} holds values that are not numbers; download it again.")
+    refuse_no_numbers(name, weights, path)
     return weights
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..base import BaseModel, CheckpointError, Place, impossible, is_number
+from ..base import BaseModel, CheckpointError, Place, impossible, is_number, refuse_no_numbers
 from ..files import read_object
 from ..low_rank import LowRank, beside
 from .base import Checkpoint, Weight, floats
@@ -176,8 +176,7 @@ class LoraAdapter:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             kind = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
             raise CheckpointError(f"{name} in {self._file} is {kind}, which can't be applied; get it as floats.")
-        if not torch.stack(tensor.aminmax()).isfinite().all():
-            raise CheckpointError(f"{name} in {self._file} holds values that are not numbers; download it again.")
+        refuse_no_numbers(name, tensor, self._file)
         return tensor.float()
 
     def _setting(self, key: str, patterns: str, module: str) -> float:

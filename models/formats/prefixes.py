@@ -17,7 +17,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..base import PREFIX_ENCODER, BaseArgs, BaseModel, CacheShape, CheckpointError, impossible, is_count
+from ..base import (
+    PREFIX_ENCODER,
+    BaseArgs,
+    BaseModel,
+    CacheShape,
+    CheckpointError,
+    impossible,
+    is_count,
+    refuse_no_floats,
+    refuse_no_numbers,
+)
 from ..cache import Prefix
 from ..registry import resolve
 from .base import Checkpoint, StoredCheckpoint, Weight
@@ -67,7 +77,8 @@ class Encoder:
     def encode(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> Prefix:
         """The prefix for a model's cache. Raises CheckpointError where there are no numbers."""
         for name, tensor in self.tensors.items():
-            self._refuse_damaged(name, tensor)
+            refuse_no_floats(PREFIX_ENCODER + name, tensor, self.path)
+            refuse_no_numbers(PREFIX_ENCODER + name, tensor, self.path)
         numbers = self._numbers()
         # [rows, numbers] -> [layers, 2, 1, kv_heads, rows, head_dim]; a layer's keys come before its values.
         parts = numbers.unflatten(1, (shape.layers, 2, 1, shape.kv_heads, shape.head_dim)).permute(1, 2, 3, 4, 0, 5)
@@ -89,13 +100,6 @@ class Encoder:
             "trans.2.bias": (numbers,),
             "embedding.weight": (rows, width),
         }
-
-    def _refuse_damaged(self, name: str, tensor: torch.Tensor) -> None:
-        named = f"{PREFIX_ENCODER}{name} in {self.path}"
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{named} is of {tensor.dtype}, where floats belong; get it as floats.")
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{named} holds values that are not numbers; download it again.")
 
     def _numbers(self) -> torch.Tensor:
         """float32 [rows, numbers]."""

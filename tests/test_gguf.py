@@ -13,6 +13,8 @@ from gguf import GGMLQuantizationType as Kind
 import models
 from models import CheckpointError
 from models.formats import open_checkpoint
+from models.formats.gguf_file import GGUFFile
+from models.formats.gguf_metadata import Metadata
 from models.formats.gguf_types import ENCODINGS, READERS
 from models.quantize import quantize
 from tests import gguf_sources
@@ -261,10 +263,10 @@ def test_no_tokenizer_inside(tmp_path: Path) -> None:
 def test_texts_of_the_header_are_read_when_wanted(tmp_path: Path) -> None:
     inner = byte_level_tokenizer()
     write_gguf(tmp_path / "tiny.gguf", build(LLAMA), LLAMA, tokenizer=inner)
-    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
-    assert checkpoint.config["vocab_size"] == LLAMA["vocab_size"]
-    assert checkpoint.value("tokenizer.ggml.tokens")[:3] == list(CHATML_CONTROLS)
+    assert open_checkpoint(tmp_path / "tiny.gguf").config["vocab_size"] == LLAMA["vocab_size"]
+    metadata = Metadata(tmp_path / "tiny.gguf", GGUFFile(tmp_path / "tiny.gguf").values)
+    assert metadata.value("tokenizer.ggml.tokens")[:3] == list(CHATML_CONTROLS)
     reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
     for key, field in reader.fields.items():
         if not key.startswith("GGUF."):
-            assert checkpoint.value(key) == field.contents()
+            assert metadata.value(key) == field.contents()

@@ -66,10 +66,6 @@ class GGUFCheckpoint:
         factors = self.read(FACTORS) if FACTORS in self._tensors else None
         return self._layout.config(Header(self._metadata, self._tensors.keys(), factors))
 
-    def value(self, key: str, default: Any = None) -> Any:
-        """A metadata value as a Python object; {arch} in the key stands for the architecture's name."""
-        return self._metadata.value(key, default)
-
     def tensors(self) -> Iterator[tuple[str, Weight]]:
         for name, block, parts in self._named():
             yield name, join([self._ordered(block, part) for part in parts])

@@ -15,7 +15,8 @@ from models import Event, LoadedModel, once_more
 from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
 from .effort import Effort
 from .engine import Engine, Summarising, Waiting
-from .summary import HAN, Summary
+from .summary import Summary
+from .words import in_chinese
 
 #: How many passages a question brings along when they fit.
 PASSAGES = 4
@@ -85,7 +86,7 @@ def wording(question: str, passages: Sequence[Passage]) -> list[str]:
     number, the question."""
     if not passages:
         return [question]
-    words = CHINESE if HAN.search(question) else ENGLISH
+    words = CHINESE if in_chinese(question) else ENGLISH
     cited = [words.passage(number, passage) for number, passage in enumerate(passages, start=1)]
     return [*(f"{part}\n\n" for part in (words.instruction, *cited)), words.question.format(question)]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HAN = re.compile(r"[\u3400-\u9fff]")
+from .words import in_chinese
+
 #: Tokens that a summary may take, or an eighth of a window that is smaller.
 LONGEST = 128
 
@@ -46,7 +46,7 @@ CHINESE = Words(
 
 
 def _words(text: str) -> Words:
-    return CHINESE if HAN.search(text) else ENGLISH
+    return CHINESE if in_chinese(text) else ENGLISH
 
 
 def longest(context: int) -> int:

@@ -1,4 +1,7 @@
-"""Texts as the full-text index sees them: Chinese by pairs of characters, other words by their beginnings."""
+"""Texts in Chinese and others: their language, and how the full-text index sees them.
+
+It has Chinese by pairs of characters, other words by their beginnings.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 
 #: Scripts that put no spaces between words: Han, kana, hangul.
 UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+HAN = re.compile(r"[\u3400-\u9fff]")
 UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 #: A run of those, or a word of letters and digits; the index takes an underscore for a space.
 PART = re.compile(f"[{UNSPACED}]+|[^\\W_{UNSPACED}]+")
@@ -30,6 +34,11 @@ class Snippet:
 def whole_characters(text: str) -> str:
     """Text that can be encoded: half of a character, as a broken client sends it, becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
+
+
+def in_chinese(text: str) -> bool:
+    """Whether a text is to be answered in Chinese rather than in English."""
+    return HAN.search(text) is not None
 
 
 def folded(text: str) -> str:

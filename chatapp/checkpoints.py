@@ -196,6 +196,10 @@ META_WEIGHTS = "consolidated.00.pth"
 FAMILIES = {"chatglm": "ChatGLM", "llama": "LLaMA", "bloom": "BLOOM", "baichuan": "Baichuan", "": "?"}
 
 
+#: How deep below a folder is looked.
+DEPTHS = ("", "*/", "*/*/")
+
+
 @dataclass(frozen=True)
 class Found:
     """A checkpoint on disk, by the name that the user chooses it by; `family` is a key of FAMILIES."""
@@ -207,28 +211,33 @@ class Found:
 
 def find(folders: Iterable[Path]) -> list[Found]:
     """The checkpoints in these folders, one or two levels down: GGUF models, Hugging Face's and Meta's folders."""
-    found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
-    for folder in folders:
-        for path in _candidates(folder):
-            found.setdefault(path.resolve(), (path, folder))
-    names = _names(found)
-    checkpoints = [Found(names[resolved], resolved, _family(resolved)) for resolved in found]
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.name.lower())
+    return [Found(name, path, _family(path)) for name, path in _named(folders, _candidates)]
 
 
 def find_adapters(folders: Iterable[Path]) -> list[Found]:
     """The adapters in these folders, one or two levels down: LoRA and P-tuning folders, and deltas."""
-    found: dict[Path, tuple[Path, Path]] = {}
+    return [Found(name, path) for name, path in _named(folders, _adapters)]
+
+
+def _named(folders: Iterable[Path], paths_in: Callable[[Path], Iterator[Path]]) -> list[tuple[str, Path]]:
+    """What is in these folders by name, each path resolved and once."""
+    found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
     for folder in folders:
-        for config in (config for depth in ("", "*/", "*/*/") for config in folder.glob(f"{depth}*config.json")):
-            if models.is_adapter(config.parent) and not _is_unfinished(config, folder):
-                found.setdefault(config.parent.resolve(), (config.parent, folder))
+        for path in paths_in(folder):
+            found.setdefault(path.resolve(), (path, folder))
     names = _names(found)
-    return sorted((Found(names[path], path) for path in found), key=lambda adapter: adapter.name.lower())
+    return sorted(((names[path], path) for path in found), key=lambda named: named[0].lower())
+
+
+def _adapters(folder: Path) -> Iterator[Path]:
+    for depth in DEPTHS:
+        for config in folder.glob(f"{depth}*config.json"):
+            if models.is_adapter(config.parent) and not _is_unfinished(config, folder):
+                yield config.parent
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    for depth in ("", "*/", "*/*/"):
+    for depth in DEPTHS:
         for config in folder.glob(f"{depth}config.json"):
             inside_embedder = _is_embedder(config.parent) or _is_embedder(config.parent.parent)  # 1_Pooling/config.json
             if not inside_embedder and not _is_unfinished(config, folder) and not models.is_adapter(config.parent):

@@ -53,8 +53,17 @@ class MessageFile(_Strict):
     failure: Text = ""
     reason: Literal["stop", "length", "window"] | None = None
 
+    @classmethod
+    def of(cls, message: StoredMessage, parent: int | None) -> MessageFile:
+        return cls.model_validate({"parent": parent, **cls._shared(message)})
+
+    @classmethod
+    def _shared(cls, message: StoredMessage | MessageFile) -> dict[str, Any]:
+        """What a message in a file and one on disk have in common."""
+        return {name: getattr(message, name) for name in cls.model_fields if name != "parent"}
+
     def message(self) -> StoredMessage:
-        values = {name: getattr(self, name) for name in type(self).model_fields if name != "parent"}
+        values = self._shared(self)
         sources = tuple(source.model_dump() for source in self.sources)
         # Nobody here goes on writing what another program was writing.
         state = "interrupted" if self.state == "writing" else self.state
@@ -83,10 +92,7 @@ class ConversationFile(_Strict):
 def to_json(conversation: Conversation, tree: Tree) -> str:
     """Everything but the ledgers, which tell of models here: all branches, settings, sources, token ids."""
     places: dict[int | None, int | None] = {None: None, **{id: at for at, id in enumerate(tree.nodes)}}
-    messages = [
-        MessageFile.model_validate({"parent": places[node.parent], **_without_ledger(node.message)})
-        for node in tree.nodes.values()
-    ]
+    messages = [MessageFile.of(node.message, places[node.parent]) for node in tree.nodes.values()]
     whole = ConversationFile(
         title=conversation.title,
         preferences=conversation.preferences,
@@ -94,10 +100,6 @@ def to_json(conversation: Conversation, tree: Tree) -> str:
         messages=tuple(messages),
     )
     return whole.model_dump_json(indent=1)
-
-
-def _without_ledger(message: StoredMessage) -> dict[str, Any]:
-    return {name: value for name, value in vars(message).items() if name != "ledger"}
 
 
 def to_markdown(conversation: Conversation, tree: Tree) -> str:

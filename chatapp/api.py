@@ -134,17 +134,50 @@ async def _cancel_when_gone(connection: Request, cancel: threading.Event) -> Non
     cancel.set()
 
 
+class Completion:
+    """The form of OpenAI's answers; `more` are fields of ours. `end` is how generation ended; None if never begun."""
+
+    def __init__(self, model: str, **more: Any) -> None:
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model, **more}
+
+    def whole(self, text: str, end: End | None, **more: Any) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": _finish_reason(end)}
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": _usage(end), **more}
+
+    def first(self) -> str:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> str:
+        return self._chunk({"content": text})
+
+    def last(self, end: End | None, **more: Any) -> str:
+        return self._chunk({}, _finish_reason(end), usage=_usage(end), **more)
+
+    def _chunk(self, delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return line({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
+
+
+def _finish_reason(end: End | None) -> str:
+    return "stop" if end is None or end.reason == "stop" else "length"
+
+
+def _usage(end: End | None) -> dict[str, int]:
+    prompt, written = (end.timings.prompt_tokens, end.timings.tokens) if end else (0, 0)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+
 class _Reply:
     """What is said of one reply, whole or chunk by chunk."""
 
     def __init__(self, model: str) -> None:
         self.cancel = threading.Event()
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._form = Completion(model)
         self._text: list[str] = []
         self._passages: Sequence[Passage] = ()
         self._ledger: dict[str, Any] | None = None
-        self._reason = "stop"
-        self._usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        self._end: End | None = None
 
     def texts(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
         """The text that each event adds, which is remembered too."""
@@ -154,24 +187,16 @@ class _Reply:
                 yield self._text[-1]
 
     def whole(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": "".join(self._text)}
-        choice = {"index": 0, "message": message, "finish_reason": self._reason}
-        return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": self._usage,
-            **self._evidence(),
-        }
+        return self._form.whole("".join(self._text), self._end, **self._evidence())
 
     def lines(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
         """Server-sent events; an error after the start becomes one too, since the status line is gone by then."""
         try:
-            yield self._chunk({"role": "assistant", "content": ""})
+            yield self._form.first()
             for text in self.texts(events):
                 if text:
-                    yield self._chunk({"content": text})
-            yield self._chunk({}, finish_reason=self._reason, usage=self._usage, **self._evidence())
+                    yield self._form.piece(text)
+            yield self._form.last(self._end, **self._evidence())
         except FAILURES as error:
             yield line(error_body(str(error), STATUS[type(error)]))
         except Cancelled:
@@ -188,22 +213,13 @@ class _Reply:
                 self._passages, self._ledger = passages, ledger.as_json()
             case Token(text=text):
                 return text
-            case End(reason=reason, timings=timings):
-                self._reason = "stop" if reason == "stop" else "length"
-                self._usage = {
-                    "prompt_tokens": timings.prompt_tokens,
-                    "completion_tokens": timings.tokens,
-                    "total_tokens": timings.prompt_tokens + timings.tokens,
-                }
+            case End():
+                self._end = event
         return ""
 
     def _evidence(self) -> dict[str, Any]:
         """The passages that the model was given, and what its window was spent on (None where it was not asked)."""
         return {"citations": [passage_data(passage) for passage in self._passages], "ledger": self._ledger}
-
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        return line({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
 
 
 def line(value: dict[str, Any]) -> str:

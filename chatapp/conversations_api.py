@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
-from .api import NOTHING_FOUND, STATUS, error_body, line, refused, while_connected
+from .api import NOTHING_FOUND, STATUS, Completion, error_body, line, refused, while_connected
 from .preferences import Preferences, Text
 from .session import Chat, Reply
 from .store import Conversation, StoreError
@@ -225,12 +223,7 @@ class _Answer:
 
     def __init__(self, conversation: str, model: str) -> None:
         self.cancel = threading.Event()
-        self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-            "conversation": conversation,
-        }
+        self._form = Completion(model, conversation=conversation)
         self._reply = Reply()
 
     def texts(self, replies: Iterator[Reply]) -> Generator[str, None, None]:
@@ -251,35 +244,19 @@ class _Answer:
         if self._reply.error is not None:
             status = {**STATUS, **REFUSALS}.get(type(self._reply.error), 503)
             return JSONResponse(error_body(self._reply.failure, status), status)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": self._text()},
-            "finish_reason": self._reason(),
-        }
-        return JSONResponse({**self._head, "object": "chat.completion", "choices": [choice], **self._rest()})
+        return JSONResponse(self._form.whole(self._text(), self._reply.end, **self._rest()))
 
     def lines(self, replies: Iterator[Reply]) -> Generator[str, None, None]:
         """Server-sent events; a failure after the start becomes one too, since the status line is gone by then."""
-        yield self._chunk({"role": "assistant", "content": ""}, None)
+        yield self._form.first()
         for text in self.texts(replies):
             if text:
-                yield self._chunk({"content": text}, None)
+                yield self._form.piece(text)
         if self._reply.error is None:
-            yield self._chunk({}, self._reason(), **self._rest())
+            yield self._form.last(self._reply.end, **self._rest())
         else:
             yield line(error_body(self._reply.failure, 503))
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, str], reason: str | None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return line({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})
-
-    def _reason(self) -> str:
-        end = self._reply.end
-        return "stop" if end is None or end.reason == "stop" else "length"
-
     def _rest(self) -> dict[str, Any]:
-        end = self._reply.end
-        prompt, written = (end.timings.prompt_tokens, end.timings.tokens) if end else (0, 0)
-        usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-        return {"message": self._reply.number, "usage": usage, "citations": self._reply.sources}
+        return {"message": self._reply.number, "citations": self._reply.sources}

@@ -377,6 +377,8 @@ create table message (
 );
 create index message_of_conversation on message (conversation, id);
 pragma user_version = 1;
+"""
+ROWS_OF_VERSION_1 = """
 insert into conversation values
     ('one', '违约金？', '2026-11-01T10:00:00+00:00'), ('two', 'hi', '2026-11-02T10:00:00+00:00');
 insert into message (conversation, role, content, ids, model, sources) values
@@ -386,11 +388,11 @@ insert into message (conversation, role, content, ids, model, sources) values
 """
 
 
-def _version_1(path: Path) -> None:
+def _version_1(path: Path, rows: str = ROWS_OF_VERSION_1) -> None:
     path.parent.mkdir(parents=True)
     connection = sqlite3.connect(path)
     connection.execute("pragma journal_mode = wal")
-    connection.executescript(VERSION_1)
+    connection.executescript(VERSION_1 + rows)
     connection.close()
 
 
@@ -471,30 +473,15 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_left_alone(path: Path, 
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-FIRST_VERSION = """
-create table conversation (id text primary key, title text not null, changed text not null);
-create table message (
-    id integer primary key,
-    conversation text not null references conversation (id) on delete cascade,
-    role text not null,
-    content text not null,
-    ids text,
-    model text,
-    sources text not null
-);
-create index message_of_conversation on message (conversation, id);
+FEW_ROWS = """
 insert into conversation values ('a', 'hi', '2026-11-01'), ('b', 'other', '2026-11-02');
 insert into message values (1, 'a', 'user', 'hi', null, null, '[]'), (2, 'b', 'user', 'other', null, null, '[]'),
     (3, 'a', 'assistant', 'hello', '[5, 6]', 'tiny', '[]');
-pragma user_version = 1;
 """
 
 
 def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    connection = sqlite3.connect(path)
-    connection.executescript(FIRST_VERSION)
-    connection.close()
+    _version_1(path, FEW_ROWS)
     store = Store(path)
     assert [message.content for message in store.messages("a")] == ["hi", "hello"]
     assert store.messages("a")[1].ids == (5, 6) and store.messages("a")[1].ledger is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import math
 import socket
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +20,7 @@ from .session import Chat
 from .settings import Settings, SettingsError, is_loopback
 
 PORTS_TRIED = 20
+STREAM_END = 0.15  #: seconds in which a page surely hears that its stream of results has ended
 
 #: A reply is written after reading the user's documents, and these may hold orders. An image at another site, or a form
 #: to it, would carry what it says away; so the page loads from here only, and no other page may frame it.
@@ -49,6 +52,39 @@ class ThisMachineOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = _refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
         await (refusal or self._app)(scope, receive, _with_policy(send))
+
+
+class UnhurriedEvents:
+    """Answers a new event of the page only when the page knows that its stream of results has ended.
+
+    Gradio's client opens a stream where none is open, and the server ends it when no event is pending. An event that
+    arrives just then would find the stream open for the client and closed for the server, and never show its result.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._closed = -math.inf  # when the last stream ended, in the event loop's time
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wrapper = {"/gradio_api/queue/data": self._noting, "/gradio_api/queue/join": self._waiting}.get(
+            scope.get("path", "")
+        )
+        await self._app(scope, receive, wrapper(send) if wrapper else send)
+
+    def _noting(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if b'"close_stream"' in message.get("body", b""):
+                self._closed = asyncio.get_running_loop().time()
+            await send(message)
+
+        return sending
+
+    def _waiting(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            await asyncio.sleep(self._closed + STREAM_END - asyncio.get_running_loop().time())
+            await send(message)
+
+        return sending
 
 
 def _with_policy(send: Send) -> Send:
@@ -83,6 +119,7 @@ def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
     add_routes(app, chat.engine, chat.library)
     add_conversation_routes(app, chat)
     app = mount_page(app)
+    app.add_middleware(UnhurriedEvents)
     app.add_middleware(ThisMachineOnly)
     return app
 

@@ -1,5 +1,6 @@
 """Who may talk to the app: this machine's own pages and programs, and nobody else's."""
 
+import asyncio
 import errno
 import http.client
 import json
@@ -11,8 +12,9 @@ from fastapi import FastAPI, WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from chatapp import server
 from chatapp.library import Library
-from chatapp.server import PORTS_TRIED, address, build, listen
+from chatapp.server import PORTS_TRIED, UnhurriedEvents, address, build, listen
 from chatapp.session import Chat
 from chatapp.settings import Settings, SettingsError, parse
 from chatapp.store import Store
@@ -235,3 +237,35 @@ def test_conversations_are_behind_the_same_checks(ask: Ask) -> None:
     assert ask("GET", "/v1/conversations")[0] == 200
     assert ask("GET", "/v1/conversations", host="evil.example")[0] == 400
     assert ask("POST", "/v1/conversations/import", origin="http://evil.example")[0] == 403
+
+
+async def _answered(app: UnhurriedEvents, path: str) -> float:
+    """When the answer was sent, in the loop's time."""
+    sent: list[float] = []
+
+    async def send(message: dict) -> None:
+        sent.append(asyncio.get_running_loop().time())
+
+    await app({"type": "http", "path": f"/gradio_api/queue/{path}"}, None, send)
+    return sent[-1]
+
+
+@pytest.mark.parametrize(("message", "seconds", "held"), [("close_stream", 0.2, True), ("process_completed", 20, False)])
+def test_an_event_is_answered_only_when_the_page_knows_that_its_stream_has_ended(
+    monkeypatch: pytest.MonkeyPatch, message: str, seconds: float, held: bool
+) -> None:
+    monkeypatch.setattr(server, "STREAM_END", seconds)
+
+    async def gradio(scope: dict, receive: None, send: Callable) -> None:
+        await send({"type": "http.response.body", "body": f'data: {{"msg":"{message}"}}\n\n'.encode()})
+
+    async def answers() -> tuple[float, float, float]:
+        app = UnhurriedEvents(gradio)
+        first = await _answered(app, "join") - asyncio.get_running_loop().time()
+        ended = await _answered(app, "data")
+        return first, await _answered(app, "join") - ended, await _answered(app, "join") - ended
+
+    first, second, third = asyncio.run(answers())
+    assert first < 20
+    assert (second >= seconds) == held
+    assert third >= second

@@ -250,7 +250,7 @@ async def _answered(app: UnhurriedEvents, path: str) -> float:
     return sent[-1]
 
 
-@pytest.mark.parametrize(("message", "seconds", "held"), [("close_stream", 0.2, True), ("process_completed", 20, False)])
+@pytest.mark.parametrize(("message", "seconds", "held"), [("close_stream", 0.2, True), ("completed", 20, False)])
 def test_an_event_is_answered_only_when_the_page_knows_that_its_stream_has_ended(
     monkeypatch: pytest.MonkeyPatch, message: str, seconds: float, held: bool
 ) -> None:

@@ -150,6 +150,13 @@ def wait_until_idle(page: Page) -> None:
     expect(page.locator("#text .submit-button")).to_be_visible()
 
 
+def finish(page: Page) -> None:
+    """Ends a reply once it has begun: the small model may go round in circles to the end of its window."""
+    page.wait_for_function("[...document.querySelectorAll('#messages .bot.message')].at(-1)?.innerText.length > 1")
+    stop_if_writing(page)
+    wait_until_idle(page)
+
+
 def reload(page: Page) -> None:
     """A moment later: the browser complains of answers that it no longer gets, and the network is never idle here."""
     page.wait_for_timeout(1500)
@@ -166,13 +173,13 @@ def test_chat_streams_and_remembers(page: Page) -> None:
     expect(page.locator("#progress")).to_contain_text("tokens/s")
     ask(page, "Say that again.")
     expect(page.locator("#messages .bot.message")).to_have_count(2)
-    wait_until_idle(page)
+    finish(page)
     expect(page.locator("#conversations label.selected")).to_contain_text("What is the capital of France?")
 
 
 def test_the_budget_bar_opens_into_the_ledger_and_is_kept_with_its_conversation(page: Page) -> None:
     ask(page, "What is the capital of Italy?")
-    wait_until_idle(page)
+    finish(page)
     budget = page.locator("#progress details.budget")
     expect(budget.locator("summary")).to_contain_text(re.compile(r"[\d,]+ of [\d,]+ tokens"))
     rows = budget.locator("table tr")
@@ -185,7 +192,6 @@ def test_the_budget_bar_opens_into_the_ledger_and_is_kept_with_its_conversation(
     expect(budget).to_have_count(0)
     page.locator("#conversations label").first.click()
     expect(budget.locator("summary")).to_contain_text("tokens")
-    wait_until_idle(page)
 
 
 def test_a_tab_that_is_closed_frees_the_model_for_others(page: Page, app: App, browser: Browser) -> None:
@@ -199,7 +205,7 @@ def test_a_tab_that_is_closed_frees_the_model_for_others(page: Page, app: App, b
     expect(page.locator("#progress")).to_contain_text("Waiting: 1 before you")
     context.close()
     expect(page.locator("#progress")).not_to_contain_text("Waiting", timeout=5000)
-    wait_until_idle(page)
+    finish(page)
     expect(reply(page)).not_to_be_empty()
 
 
@@ -292,9 +298,7 @@ def conversations(page: Page):
 
 def test_conversations_are_found_renamed_deleted_exported_and_imported(page: Page, tmp_path: Path) -> None:
     ask(page, "合同里的违约金是多少？Answer in a word.")
-    page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 1")
-    stop_if_writing(page)
-    wait_until_idle(page)
+    finish(page)
     page.locator("#search input").fill("违约")
     expect(conversations(page)).to_have_count(1)
     expect(conversations(page)).to_contain_text("违约金是多少")

@@ -285,7 +285,7 @@ def test_copying_gives_what_was_typed(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     typed = "  Is 1 < 2 & *so* on?\n\nAnswer in a word."
     ask(page, typed)
-    stop_if_writing(page)
+    finish(page)
     expect(page.locator("#messages .acts")).to_have_count(2)
     page.locator('#messages button[title="Copy message"]').first.click()
     page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,11 +33,19 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
 
 def test_tables() -> None:
     found = json.loads(as_json([FAST, SMALL]))
-    assert found == [asdict(FAST), asdict(SMALL)] and found[0].keys() == KEYS
+    assert found == [FAST.as_json(), SMALL.as_json()] and found[0].keys() == KEYS
     assert list(table_lines([FAST, SMALL]))[2:] == [
-        "| decode | 30 | 20 | 1.5 | tok/s | peer |",
-        "| peak | 10 | 20 | 2 | MB | predicted |",
+        "| decode | 30 | 20 | 1.5 | tok/s | peer |  |",
+        "| peak | 10 | 20 | 2 | MB | predicted |  |",
     ]
+
+
+def test_a_peer_that_is_absent_leaves_its_cells_empty() -> None:
+    alone = Result.more_is_better("decode", 30.0, None, "peer", "tok/s", "goal 2")
+    assert (alone.peer, alone.ratio) == (None, None)
+    assert Result.less_is_better("load", 1.0, None, "peer", "s").ratio is None
+    assert json.loads(as_json([alone]))[0] == {column: getattr(alone, column) for column in KEYS}
+    assert list(table_lines([alone]))[2] == "| decode | 30 |  |  | tok/s | peer | goal 2 |"
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +58,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     monkeypatch.setattr(command, "BENCHMARKS", {"decode": run})
     folders = ["--data", str(tmp_path / "data"), "--scratch", str(tmp_path / "scratch")]
     command.main(["decode", "--json", "--only", "7B", *folders])
-    assert json.loads(capsys.readouterr().out) == [asdict(FAST)]
+    assert json.loads(capsys.readouterr().out) == [FAST.as_json()]
     assert (seen[0].data, seen[0].scratch, seen[0].only) == (tmp_path / "data", tmp_path / "scratch", "7B")
     command.main(["decode", *folders])
     assert "| decode |" in capsys.readouterr().out

@@ -31,7 +31,7 @@ class Engine:
         llama = llama_cpp.Llama(path, n_threads=threads, n_threads_batch=threads, verbose=False)
         messages = [{"role": "user", "content": text}]
         chunks = llama.create_chat_completion(messages, temperature=0, max_tokens=1, stream=True)
-        next(chunk for chunk in chunks if chunk["choices"][0]["delta"].get("content"))
+        next(chunk for chunk in chunks if "role" not in chunk["choices"][0]["delta"])  # which comes before any token
         return time.perf_counter() - started
 
     def decode(self, ids: list[int], new: int) -> dict[str, Any]:

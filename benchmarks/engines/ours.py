@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import models
-from models import Sampling, Token
+from models import Read, Sampling, Token
 from models.generate import generate_tokens
 from models.layers import Embedding
 from models.quantize import QuantizedEmbedding
@@ -37,7 +37,7 @@ class Engine:
         loaded = models.load(path, tier, store=Path(store))
         prompt = loaded.chat_prompt([{"role": "user", "content": text}])
         events = models.generate(loaded, prompt.ids, Sampling(temperature=0, max_tokens=1), stop_ids=prompt.stop_ids)
-        next(event for event in events if isinstance(event, Token))
+        next(event for event in events if not isinstance(event, Read))
         return time.perf_counter() - started
 
     def decode(self, ids: list[int], new: int) -> dict[str, Any]:

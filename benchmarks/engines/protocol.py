@@ -5,7 +5,7 @@ An engine has these methods. Their seconds are measured by the engine itself, ar
     open(path, threads, length, ..)  loads a model, with room for `length` positions
     decode(ids, new)                 returns the ids that greedy choice adds, and the seconds from the first to the last
     prefill(ids)                     returns the seconds until the id that follows is known
-    first(path, threads, text, ..)   loads a model and begins to answer a message; returns the seconds to the first token
+    first(path, threads, text, ..)   loads a model and begins a reply; returns the seconds to its first token
 
 A decode that is asked again with the same ids finds them in the cache, all but the last.
 """

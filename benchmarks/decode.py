@@ -1,7 +1,7 @@
 """Tokens a second after a prompt, greedily, beside llama.cpp and transformers; and how near to the memory's own speed.
 
 What a token costs at least is one read of the weights: `weights read` is their bytes times the tokens a second, beside
-what a plain sum over memory reached between the same rounds.
+what reading a large buffer reached between the same rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GB = 1e9
 START, LATER = 16, 1000  #: tokens of context
 SECONDS = 1.0  #: that one figure of one engine should take
 FEWEST, MOST = 8, 64  #: tokens that it writes meanwhile
-BUFFER = 2**30  #: bytes that are read to measure the memory, many times what caches hold
+BUFFER, READING = 2**30, 0.25  #: bytes that are read to measure the memory, many times what caches hold; seconds
 STORIES, STORY = 6, 128  #: texts that the default model is judged on, and their length in tokens
 
 
@@ -66,7 +66,7 @@ def compare(case: Case, settings: Settings, peer: str | None, rounds: int = ROUN
         memory.ask("open", threads=threads(), nbytes=BUFFER)
         for context in case.contexts:
             measures = {name: _rate(child, context) for name, child in loaded.children.items()}
-            found = medians(measures | {BANDWIDTH: partial(memory.ask, "read")}, rounds)
+            found = medians(measures | {BANDWIDTH: partial(memory.ask, "read", seconds=READING)}, rounds)
             yield from rows(case, context, found, loaded.bytes)
 
 

@@ -16,7 +16,7 @@ from .engines.child import Child
 from .settings import Settings
 from .subjects import Subject
 
-ROUNDS = 7
+ROUNDS = 5
 OURS, LLAMA_CPP, TRANSFORMERS = "ours", "llama.cpp", "transformers fp32"
 BANDWIDTH = "memory bandwidth"
 

@@ -10,13 +10,16 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, memory
+from . import accuracy, decode, load, memory, prefill
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
 BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "accuracy": accuracy.run,
+    "decode": decode.run,
+    "load": load.run,
     "memory": memory.run,
+    "prefill": prefill.run,
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,9 +93,9 @@ def stories(folder: Path, seeds: int = SEEDS, tokens: int = TOKENS) -> Iterator[
             yield Result.less_is_better(f"stories260K {what}: {ours.name}", *figures, peer.name, what)
 
 
-def write_story(loaded: LoadedModel, seed: int, tokens: int) -> list[int]:
-    """The ids of a story; seed 0 is the one that the model tells when it does not draw."""
-    start = list(loaded.tokenizer.prefix_ids)
+def write_story(loaded: LoadedModel, seed: int, tokens: int, start: Sequence[int] = ()) -> list[int]:
+    """The ids of a story that begins with `start`, or as every text does; seed 0 is told without drawing."""
+    start = list(start or loaded.tokenizer.prefix_ids)
     sampling = Sampling(temperature=float(seed > 0), top_p=1, top_k=0, max_tokens=tokens, seed=seed)
     steps = generate_tokens(loaded.model, start, sampling, loaded.new_cache(len(start) + tokens), ())
     return start + [step for step in steps if type(step) is int]

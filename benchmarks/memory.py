@@ -11,17 +11,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import models
-from chatapp import checkpoints, planner
+from chatapp import planner
 from models import Sampling
 from models.generate import generate_tokens
 from tests import stories260k
 
-from . import shapes
+from . import subjects
 from .process import Memory, forget_files, in_child, memory, reset_peak
 from .results import Result
 from .settings import Settings
@@ -36,7 +36,7 @@ class Case:
     """A checkpoint, the tiers that are measured, and the window in tokens."""
 
     name: str
-    find: Callable[[Settings], Path]
+    find: subjects.Find
     tiers: tuple[str, ...]
     window: int = 512
 
@@ -52,12 +52,11 @@ class Measured:
 
 
 def _shape(name: str, checkpoint: str, tiers: tuple[str, ...], **changes: int) -> Case:
-    shape = shapes.Shape(checkpoint, changes)
-    return Case(name, lambda settings: shapes.make(shape, settings.scratch / name), tiers)
+    return Case(name, subjects.shape(name, checkpoint, **changes), tiers)
 
 
 CASES = (
-    Case("SmolLM2-135M", lambda settings: checkpoints.ensure_default_model(settings.data), ("fp32", "fp16", "int4")),
+    Case("SmolLM2-135M", subjects.default_model, ("fp32", "fp16", "int4")),
     _shape("ChatGLM2-6B-8-layers", "THUDM/chatglm2-6b", ("fp16", "int8", "int4"), num_layers=8),
     _shape("Baichuan-13B-4-layers", "baichuan-inc/Baichuan-13B-Chat", ("int8", "int4"), num_hidden_layers=4),
     _shape("LLaMA-7B", "huggyllama/llama-7b", ("int8", "int4")),

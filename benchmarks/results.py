@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,29 +9,40 @@ from typing import Any
 
 SMALLEST = 1e-6  #: what a ratio is divided by at least: JSON has no infinity
 COLUMNS = ("name", "ours", "peer", "ratio", "unit", "peer_name")
+TABLE = (*COLUMNS, "target")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One figure of ours beside its peer's; a ratio above 1 means that ours is better."""
+    """One figure of ours beside its peer's; a ratio above 1 means that ours is better.
+
+    Where the peer is absent, its figure and the ratio are None. `target` says in words what the ratio should be.
+    """
 
     name: str
     ours: float
-    peer: float
+    peer: float | None
     peer_name: str
-    ratio: float
+    ratio: float | None
     unit: str
+    target: str = ""
 
     @classmethod
-    def less_is_better(cls, name: str, ours: float, peer: float, peer_name: str, unit: str) -> Result:
-        return cls(name, ours, peer, peer_name, peer / max(ours, SMALLEST), unit)
+    def less_is_better(
+        cls, name: str, ours: float, peer: float | None, peer_name: str, unit: str, target: str = ""
+    ) -> Result:
+        ratio = None if peer is None else peer / max(ours, SMALLEST)
+        return cls(name, ours, peer, peer_name, ratio, unit, target)
 
     @classmethod
-    def more_is_better(cls, name: str, ours: float, peer: float, peer_name: str, unit: str) -> Result:
-        return cls(name, ours, peer, peer_name, ours / max(peer, SMALLEST), unit)
+    def more_is_better(
+        cls, name: str, ours: float, peer: float | None, peer_name: str, unit: str, target: str = ""
+    ) -> Result:
+        ratio = None if peer is None else ours / max(peer, SMALLEST)
+        return cls(name, ours, peer, peer_name, ratio, unit, target)
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {column: getattr(self, column) for column in COLUMNS}
 
 
 def as_json(results: Iterable[Result]) -> str:
@@ -41,8 +51,13 @@ def as_json(results: Iterable[Result]) -> str:
 
 def table_lines(results: Iterable[Result]) -> Iterator[str]:
     """The lines of a Markdown table, each as soon as its result is there."""
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "|" + "---|" * len(COLUMNS)
+    yield f"| {' | '.join(TABLE)} |"
+    yield "|" + "---|" * len(TABLE)
     for result in results:
-        cells = (getattr(result, column) for column in COLUMNS)
-        yield f"| {' | '.join(f'{cell:,.4g}' if isinstance(cell, float) else cell for cell in cells)} |"
+        yield f"| {' | '.join(_cell(getattr(result, column)) for column in TABLE)} |"
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else value

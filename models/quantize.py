@@ -121,26 +121,44 @@ def _layout(bits: int, rows: int, columns: int) -> list[tuple[tuple[int, ...], t
 
 @dataclass(frozen=True)
 class Quants:
-    """A quantized matrix as files bring it: integers [rows, columns] (0 .. 15 for INT4, signed for INT8) and float16
-    scales and minimums [rows, groups]. weight = integer * scale + minimum."""
+    """A quantized matrix [rows, columns] as files bring it: weight = integer * scale + minimum.
+
+    groups: [rows, groups of 32 columns, bytes]. INT8: int8, a byte for each column. INT4: uint8, 16 bytes, whose low
+    halves are the first 16 columns and whose high halves the others; integers are 0 .. 15. scales and minimums: float16
+    [rows, groups]. GGUF files and the kernels have their groups like this too, so that only whole groups are moved.
+    """
 
     bits: int
-    integers: torch.Tensor
+    columns: int
+    groups: torch.Tensor
     scales: torch.Tensor
     minimums: torch.Tensor | None = None
 
+    @classmethod
+    def of(
+        cls, bits: int, integers: torch.Tensor, scales: torch.Tensor, minimums: torch.Tensor | None = None
+    ) -> Quants:
+        """Of integers [rows, columns], one by one."""
+        rows, columns = integers.shape
+        whole = F.pad(integers.to(torch.uint8 if bits == 4 else torch.int8), (0, -columns % GROUP))
+        groups = whole.view(rows, -1, GROUP)
+        if bits == 4:
+            groups = groups[..., : GROUP // 2] | groups[..., GROUP // 2 :] << 4
+        return cls(bits, columns, groups, scales, minimums)
+
     @property
     def shape(self) -> torch.Size:
-        return self.integers.shape
+        return torch.Size((len(self.groups), self.columns))
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.integers, self.scales, self.minimums) if part is not None)
+        return sum(part.nbytes for part in (self.groups, self.scales, self.minimums) if part is not None)
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Quants:
         """These rows, in this order."""
-        minimums = None if self.minimums is None else self.minimums[rows]
-        return Quants(self.bits, self.integers[rows], self.scales[rows], minimums)
+        groups, scales = _rows(self.groups, rows), _rows(self.scales, rows)
+        minimums = None if self.minimums is None else _rows(self.minimums, rows)
+        return Quants(self.bits, self.columns, groups, scales, minimums)
 
     def float(self) -> torch.Tensor:
         """float32 [rows, columns]."""
@@ -152,17 +170,19 @@ class Quants:
 
     def pack(self) -> PackedMatrix:
         """The same numbers in the kernels' layout."""
-        rows, columns = self.integers.shape
-        padding = (0, -columns % GROUP, 0, -rows % ROWS)
-        whole = F.pad(self.integers.to(torch.uint8 if self.bits == 4 else torch.int8), padding)
-        grouped = whole.view(-1, ROWS, whole.shape[1] // GROUP, GROUP // LANE, LANE)
-        lanes = grouped.permute(0, 2, 3, 1, 4)  # [blocks, groups, 8 lanes, 8 rows, 4 columns]
-        if self.bits == 4:
-            first, second = lanes.chunk(2, dim=2)
-            lanes = first | second << 4
+        rows = len(self.groups)
+        whole = F.pad(self.groups, (0, 0, 0, 0, 0, -rows % ROWS)) if rows % ROWS else self.groups.contiguous()
+        lanes = whole.view(torch.int32).view(-1, ROWS, *whole.shape[1:-1], whole.shape[-1] // LANE)  # 4 columns each
+        blocks = (
+            lanes.permute(0, 2, 3, 1).contiguous().view(torch.uint8).view(len(lanes), -1, lanes.shape[-1], ROWS, LANE)
+        )
         minimums = None if self.minimums is None else _side_by_side(self.minimums)
-        blocks = lanes.contiguous().view(torch.uint8)
-        return PackedMatrix(self.bits, rows, columns, blocks, _side_by_side(self.scales), minimums)
+        return PackedMatrix(self.bits, rows, self.columns, blocks, _side_by_side(self.scales), minimums)
+
+
+def _rows(values: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+    """values[rows], which copies numbers one by one where index_select copies rows."""
+    return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
 
 def _side_by_side(values: torch.Tensor) -> torch.Tensor:
@@ -203,7 +223,7 @@ def _fill(weight: torch.Tensor, packed: PackedMatrix) -> None:
     groups = F.pad(weight.float(), (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
     fit = _fit_symmetric if packed.bits == 8 else _fit_between
     integers, scales, minimums = fit(groups)
-    made = Quants(packed.bits, integers.flatten(1)[:, : weight.shape[1]], scales, minimums).pack()
+    made = Quants.of(packed.bits, integers.flatten(1)[:, : weight.shape[1]], scales, minimums).pack()
     for ours, theirs in zip(packed.parts(), made.parts(), strict=True):
         ours.copy_(theirs)
 

@@ -298,7 +298,7 @@ def compiler(programs: Path, name: str, *lines: str) -> None:
 
 def works_without(named: str) -> None:
     """There is one warning, and PyTorch multiplies."""
-    weight, bias = quantizing.Quants(8, torch.arange(20 * 96).view(20, 96) % 99, random(20, 3)).pack(), random(20)
+    weight, bias = quantizing.Quants.of(8, torch.arange(20 * 96).view(20, 96) % 99, random(20, 3)).pack(), random(20)
     x = random(3, 96)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

@@ -18,22 +18,16 @@ from tests.tiny import LLAMA, build, write_gguf
 SHAPES = [(1, 1), (7, 31), (8, 32), (9, 33), (40, 100), (64, 96)]
 
 
-def random_quants(bits: int, rows: int, columns: int, seed: int = 0) -> Quants:
+def random_quants(bits: int, rows: int, columns: int, seed: int = 0) -> tuple[Quants, torch.Tensor]:
+    """Random integers, scales and minimums; and integer * scale + minimum, written down without any layout."""
     generator = torch.Generator().manual_seed(seed)
     low, high = (0, 16) if bits == 4 else (-128, 128)
     integers = torch.randint(low, high, (rows, columns), generator=generator)
     scales, minimums = (torch.randn(rows, -(-columns // GROUP), generator=generator).half() for _ in range(2))
-    return Quants(bits, integers, scales, minimums if bits == 4 else None)
-
-
-def plain(quants: Quants) -> torch.Tensor:
-    """integer * scale + minimum, written down without any layout."""
-    columns = quants.integers.shape[1]
-    scales, minimums = (
-        0 if part is None else part.float().repeat_interleave(GROUP, 1)[:, :columns]
-        for part in (quants.scales, quants.minimums)
-    )
-    return quants.integers.float() * scales + minimums
+    wide, lowest = (part.float().repeat_interleave(GROUP, 1)[:, :columns] for part in (scales, minimums))
+    if bits == 8:
+        return Quants.of(bits, integers, scales), integers * wide
+    return Quants.of(bits, integers, scales, minimums), integers * wide + lowest
 
 
 def normal(rows: int, columns: int) -> torch.Tensor:
@@ -60,26 +54,26 @@ def fill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_packing_changes_no_number(bits: int, shape: tuple[int, int]) -> None:
-    quants = random_quants(bits, *shape)
+    quants, plain = random_quants(bits, *shape)
     packed = quants.pack()
     assert packed.shape == quants.shape == shape
-    assert torch.equal(packed.dequantize(), plain(quants))
-    assert torch.equal(quants.float(), plain(quants))
+    assert torch.equal(packed.dequantize(), plain)
+    assert torch.equal(quants.float(), plain)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_some_rows(bits: int, shape: tuple[int, int]) -> None:
-    quants = random_quants(bits, *shape)
+    quants, plain = random_quants(bits, *shape)
     rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2, 0])
-    assert torch.equal(quants.pack().select(rows), plain(quants)[rows])
-    assert torch.equal(quants[rows].float(), plain(quants)[rows])
+    assert torch.equal(quants.pack().select(rows), plain[rows])
+    assert torch.equal(quants[rows].float(), plain[rows])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("weights", [1, 800, 1700, 10**9])
 def test_parts_are_the_whole(bits: int, weights: int) -> None:
-    packed = random_quants(bits, 43, 100).pack()
+    packed = random_quants(bits, 43, 100)[0].pack()
     parts = list(packed.split(weights))
     assert all(part.rows % 8 == 0 for part in parts[:-1])
     assert torch.equal(torch.cat([part.dequantize() for part in parts]), packed.dequantize())

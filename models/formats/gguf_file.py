@@ -26,6 +26,7 @@ DIMENSIONS = 4  #: at most
 MOST_TENSORS = MOST_VALUES = 2**16
 MOST_IN_LIST = 2**24
 LONGEST_TEXT = 2**24  #: bytes
+LENGTH = struct.Struct("<Q")
 
 #: The types of metadata values by number; strings and lists are not of one size.
 NUMBERS = {
@@ -96,8 +97,7 @@ class Texts:
 
     def read(self) -> list[str]:
         with _mapped(self.path) as mapped:
-            cursor = _Cursor(mapped, self.start)
-            return [cursor.text("a piece") for _ in range(self.count)]
+            return _Cursor(mapped, self.start).texts("a piece", self.count)
 
 
 class GGUFFile:
@@ -162,13 +162,11 @@ class _Cursor:
             return key, self.text(key) if kind == STRING else self.numbers(key, kind, 1)[0].item()
         kind, count = self.unpack("<IQ")
         _at_most(MOST_IN_LIST, count, f"entries of {key}")
-        return key, self.texts(key, path, count) if kind == STRING else self.numbers(key, kind, count)
-
-    def texts(self, key: str, path: Path, count: int) -> Texts:
+        if kind != STRING:
+            return key, self.numbers(key, kind, count)
         start = self.at
-        for _ in range(count):
-            self.text(key)  # a file that is damaged says so at once
-        return Texts(path, start, count)
+        self.texts(key, count)  # a file that is damaged says so at once
+        return key, Texts(path, start, count)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name, (dimensions,) = self.text("a tensor's name"), self.unpack("<I")
@@ -190,11 +188,24 @@ class _Cursor:
         return self.at + -self.at % alignment
 
     def text(self, what: str) -> str:
-        (length,) = self.unpack("<Q")
-        try:
-            return self.take(_at_most(LONGEST_TEXT, length, f"bytes of {what}")).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{what} is no UTF-8") from error
+        return self.texts(what, 1)[0]
+
+    def texts(self, what: str, count: int) -> list[str]:
+        """As many texts as there are: a vocabulary has 100,000, so that each must cost little."""
+        found = []
+        for _ in range(count):
+            try:
+                (length,) = LENGTH.unpack_from(self.mapped, self.at)
+            except struct.error as error:
+                raise ValueError("it ends in its header") from error
+            self.at += LENGTH.size
+            if length > LONGEST_TEXT:
+                raise ValueError(f"its header counts {length} bytes of {what}")
+            try:
+                found.append(self.take(length).decode())
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{what} is no UTF-8") from error
+        return found
 
     def numbers(self, key: str, kind: int, count: int) -> np.ndarray:
         if kind not in NUMBERS:

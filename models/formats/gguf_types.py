@@ -89,8 +89,8 @@ def join(weights: Sequence[Weight]) -> Weight:
         data = np.concatenate([each.data for each in weights])
         return Encoded(first.path, first.name, first.kind, data, first.columns)
     if all(isinstance(each, Quants) and _parts(each) == _parts(first) for each in weights):
-        columns = zip(*((each.integers, each.scales, each.minimums) for each in weights), strict=True)
-        return Quants(first.bits, *(None if parts[0] is None else torch.cat(parts) for parts in columns))
+        columns = zip(*((each.groups, each.scales, each.minimums) for each in weights), strict=True)
+        return Quants(first.bits, first.columns, *(None if each[0] is None else torch.cat(each) for each in columns))
     return torch.cat([each.float() for each in weights])
 
 
@@ -121,25 +121,20 @@ def _blocks(tensor: Tensor, *fields: tuple[str, str, int]) -> dict[str, torch.Te
     return parts
 
 
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """[rows, blocks, 16] bytes, the low halves first -> integers [rows, columns]."""
-    return torch.cat((packed & 15, packed >> 4), dim=-1).flatten(1)
-
-
 def _q4_0(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("packed", "u1", 16))
     scales = parts["scale"].squeeze(-1)
-    return Quants(4, _nibbles(parts["packed"]), scales, -8 * scales)  # exact: a power of two
+    return Quants(4, tensor.shape[1], parts["packed"], scales, -8 * scales)  # exact: a power of two
 
 
 def _q4_1(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("minimum", "<f2", 1), ("packed", "u1", 16))
-    return Quants(4, _nibbles(parts["packed"]), parts["scale"].squeeze(-1), parts["minimum"].squeeze(-1))
+    return Quants(4, tensor.shape[1], parts["packed"], parts["scale"].squeeze(-1), parts["minimum"].squeeze(-1))
 
 
 def _q8_0(tensor: Tensor) -> Quants:
     parts = _blocks(tensor, ("scale", "<f2", 1), ("integers", "i1", 32))
-    return Quants(8, parts["integers"].flatten(1), parts["scale"].squeeze(-1))
+    return Quants(8, tensor.shape[1], parts["integers"], parts["scale"].squeeze(-1))
 
 
 #: Bits of the types that are taken over.

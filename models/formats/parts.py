@@ -98,14 +98,14 @@ def _quants(name: str, integers: torch.Tensor, scales: torch.Tensor, bits: int, 
 
 
 def _int8(integers: torch.Tensor, scales: torch.Tensor, lowest: torch.Tensor) -> Quants:
-    return Quants(8, integers, _each_group(scales, integers.shape[1]))
+    return Quants.of(8, integers, _each_group(scales, integers.shape[1]))
 
 
 def _int4(integers: torch.Tensor, scales: torch.Tensor, lowest: torch.Tensor) -> Quants:
     """Signed halves of bytes become 0 .. 15 over the lowest value: (integer + 8) * scale - 8 * scale."""
     levels = torch.stack((integers >> 4, integers << 4 >> 4), dim=-1).flatten(1) + 8
     columns = levels.shape[1]
-    return Quants(4, levels, _each_group(scales, columns), _each_group(lowest, columns))
+    return Quants.of(4, levels, _each_group(scales, columns), _each_group(lowest, columns))
 
 
 UNPACK = {8: _int8, 4: _int4}

@@ -1,4 +1,4 @@
-"""The C kernels beside the specification in PyTorch, with this machine's instructions and without; and their absence.
+"""The C kernels beside the specification in PyTorch, at every level that this machine has; and their absence.
 
 The kernels round each group of 32 activations to bytes (steps of absmax/127). Beside PyTorch's product of the same
 rounded numbers they differ by the order of adding only; beside that of the numbers themselves by half a step for each
@@ -7,6 +7,7 @@ weight: 0.8 % of the output's size at most here, .5 % typically.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import threading
@@ -31,14 +32,33 @@ COUNTS = [1, 2, 3, 4, 5, 7, 16, 17, 300]
 ADDING = 1e-5
 
 
+#: The levels that a processor like this one may have.
+ARM = platform.machine().lower() in {"arm64", "aarch64"}
+POSSIBLE = [level for level in kernels.LEVELS if level == "portable" or level.startswith("neon") == ARM]
+#: Processors with AVX-512 run the 256-bit instructions of AVX-VNNI in another encoding: that build tests them there.
+OTHER_ENCODING = ("-DTRY_AVX_VNNI",)
+
+
 @pytest.fixture(scope="module")
 def library() -> Path:
     return kernels.build()
 
 
-@pytest.fixture(scope="module", params=["native", "portable"])
-def fast(request: pytest.FixtureRequest, library: Path) -> Kernel:
-    return Kernel(library, threads=3, portable=request.param == "portable")
+@pytest.fixture(scope="module")
+def made(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each level that this machine can run, a library that has it."""
+    found = dict.fromkeys(kernels.levels(library), library)
+    if "avx512_vnni" in found and "avx_vnni" not in found:
+        found["avx_vnni"] = tmp_path_factory.mktemp("other") / library.name
+        kernels.compile_with(kernels.compilers()[0], found["avx_vnni"], *OTHER_ENCODING)
+    return found
+
+
+@pytest.fixture(scope="module", params=POSSIBLE)
+def fast(request: pytest.FixtureRequest, made: dict[str, Path]) -> Kernel:
+    if request.param not in made:
+        pytest.skip(f"this processor has no {request.param}")
+    return Kernel(made[request.param], threads=3, level=request.param)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -116,6 +136,26 @@ def test_up_to_sixteen_rows_equal_single_rows(fast: Kernel, shape: tuple[int, in
         single = torch.cat([product(row) for row in x.split(1)])
         for count in range(2, 17):
             assert torch.equal(product(x[:count]), single[:count])
+
+
+def test_every_level_gives_the_same(made: dict[str, Path]) -> None:
+    """Sums of a group are whole numbers, and floats are added in one order: all with fused additions agree to the bit."""
+    x, bias = random(21, 1056, seed=1), random(300, seed=2)
+    for bits in (4, 8):
+        weight = quantize(random(300, 1056), bits)
+        found = {level: Kernel(path, threads=2, level=level).multiply(x, weight, bias) for level, path in made.items()}
+        portable = found.pop("portable")
+        for product in found.values():
+            assert torch.equal(product, found[max(found)])
+            assert ((product - portable).abs() <= ADDING * (sizes(x, weight) + bias.abs())).all()
+
+
+def test_levels(library: Path) -> None:
+    available = kernels.levels(library)
+    assert available[0] == "portable" and set(available) <= set(POSSIBLE)
+    assert Kernel(library, threads=1).level == available[-1]
+    with pytest.raises(ValueError, match="no level avx1; choose from portable"):
+        Kernel(library, threads=1, level="avx1")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_checks import ADDING, agrees, agrees_halves, random, rounded, sizes
 
 from models import kernels, layers
 from models import quantize as quantizing
@@ -28,8 +29,6 @@ from models.quantize import GROUP, PackedMatrix, QuantizedLinear, quantize
 
 SHAPES = [(1, 1), (7, 31), (8, 32), (9, 33), (33, 100), (64, 576), (300, 1056)]
 COUNTS = [1, 2, 3, 4, 5, 7, 16, 17, 300]
-#: Of the sum of the products' sizes: float32 sums of up to 33 groups, in whatever order.
-ADDING = 1e-5
 
 
 #: The levels that a processor like this one may have.
@@ -61,27 +60,6 @@ def fast(request: pytest.FixtureRequest, made: dict[str, Path]) -> Kernel:
     return Kernel(made[request.param], threads=3, level=request.param)
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """float64: x [n, columns] as its bytes stand for it."""
-    groups = F.pad(x, (0, -x.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    largest = groups.abs().amax(-1, keepdim=True)
-    step = torch.where(largest > 0, torch.tensor(127.0) / largest, 0)  # 127 / largest would round twice
-    return ((groups * step).round().double() * (largest / 127).double()).flatten(1)[:, : x.shape[1]]
-
-
-def sizes(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
-    """What a product's summands add up to without their signs; a group's levels and minimum are added apart."""
-    parts = weight.dequantize().abs()
-    if weight.minimums is not None:
-        minimums = weight.minimums.float().transpose(1, 2).flatten(0, 1)[: weight.rows].abs()
-        parts = parts + 2 * minimums.repeat_interleave(GROUP, 1)[:, : weight.columns]
-    return x.double().abs() @ parts.double().T
-
-
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", COUNTS)
@@ -91,7 +69,7 @@ def test_product_of_packed(fast: Kernel, bits: int, shape: tuple[int, int], coun
     found = fast.multiply(x, weight, bias)
     assert (found.shape, found.dtype) == ((count, shape[0]), torch.float32)
     dense = weight.dequantize().double()
-    assert ((found - (rounded(x) @ dense.T + bias)).abs() <= ADDING * (sizes(x, weight) + bias.abs())).all()
+    assert agrees(found, x, weight, bias)
     # Half a step for each weight of a group.
     steps = F.pad(x, (0, -shape[1] % GROUP)).unflatten(1, (-1, GROUP)).abs().amax(-1) / 127
     half = steps.repeat_interleave(GROUP, 1)[:, : shape[1]].double() / 2 @ dense.abs().T
@@ -111,9 +89,7 @@ def test_product_of_halves(fast: Kernel, shape: tuple[int, int], count: int) -> 
     weight, bias = random(*shape).half(), random(shape[0], seed=2)
     x = random(count, shape[1], seed=1)
     found = fast.multiply_halves(x, weight, bias)
-    wide = weight.double()
-    bound = 1e-6 * (x.double().abs() @ wide.abs().T + bias.abs())
-    assert ((found - (x.double() @ wide.T + bias)).abs() <= bound).all()
+    assert agrees_halves(found, x, weight, bias)
 
 
 def test_every_half_is_read(fast: Kernel) -> None:
@@ -139,7 +115,7 @@ def test_up_to_sixteen_rows_equal_single_rows(fast: Kernel, shape: tuple[int, in
 
 
 def test_every_level_gives_the_same(made: dict[str, Path]) -> None:
-    """Sums of a group are whole numbers, and floats are added in one order: all with fused additions agree to the bit."""
+    """Sums of a group are whole numbers, and floats are added in one order: with fused additions it is bit for bit."""
     x, bias = random(21, 1056, seed=1), random(300, seed=2)
     for bits in (4, 8):
         weight = quantize(random(300, 1056), bits)

@@ -425,14 +425,20 @@ INLINE void tile_portable(const Matrix *matrix, int bits, int64_t block, const R
     }
 }
 
-static int strip_portable(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left, float *out) {
-    int count = left < 4 ? 1 : 4;
-    for (int half = 0; half < 2; half++, out += ROWS) {
-        if (matrix->bits == 4) tile_portable(matrix, 4, blocks[half], x, count, out);
-        else tile_portable(matrix, 8, blocks[half], x, count, out);
+/* A strip of a level whose tiles are of one block; the counts are constants where the tile is compiled. */
+#define BLOCK_BY_BLOCK(name, tile)                                                                                   \
+    static int name(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left, float *out) {         \
+        int narrow = matrix->bits == 4, count = left < 4 ? 1 : 4;                                                    \
+        for (int half = 0; half < 2; half++, out += ROWS) {                                                          \
+            if (narrow && count == 1) tile(matrix, 4, blocks[half], x, 1, out);                                      \
+            else if (narrow) tile(matrix, 4, blocks[half], x, 4, out);                                               \
+            else if (count == 1) tile(matrix, 8, blocks[half], x, 1, out);                                           \
+            else tile(matrix, 8, blocks[half], x, 4, out);                                                           \
+        }                                                                                                            \
+        return count;                                                                                                \
     }
-    return count;
-}
+
+BLOCK_BY_BLOCK(strip_portable, tile_portable)
 
 #if defined(__x86_64__)
 
@@ -458,20 +464,25 @@ AVX2 INLINE void add_group(const Matrix *matrix, int bits, int64_t at, const Row
         totals[i] = _mm256_fmadd_ps(minimums, _mm256_set1_ps(x[i].sums[group]), totals[i]);
 }
 
+/* A lane of a group's levels as unsigned bytes. INT8 levels get 128 more, which the offsets of x take away. */
+AVX2 INLINE __m256i unsigned_levels(int bits, const uint8_t *weights, int lane) {
+    if (bits == 8) return _mm256_xor_si256(load_bytes(weights + lane * ROWS * 4), _mm256_set1_epi8(-128));
+    __m256i pair = load_bytes(weights + lane % 4 * ROWS * 4);
+    return _mm256_and_si256(lane < 4 ? pair : _mm256_srli_epi16(pair, 4), _mm256_set1_epi8(15));
+}
+
 AVX2 INLINE void sum4_avx2(const uint8_t *weights, const Row *x, int64_t group, int count, __m256i *sums) {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256(); /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
-    for (int lane = 0; lane < 4; lane++) {
-        __m256i pair = load_bytes(weights + lane * ROWS * 4);
-        __m256i first = _mm256_and_si256(pair, low), second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-        for (int i = 0; i < count; i++) {
-            const int8_t *bytes = x[i].bytes + group * GROUP + lane * 4;
-            __m256i early = _mm256_set1_epi32(four_bytes(bytes)), late = _mm256_set1_epi32(four_bytes(bytes + GROUP / 2));
-            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(first, early));
-            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(second, late));
+    __m256i levels[8];
+    for (int lane = 0; lane < 8; lane++) levels[lane] = unsigned_levels(4, weights, lane);
+    for (int i = 0; i < count; i++) {
+        const int8_t *bytes = x[i].bytes + group * GROUP;
+        __m256i pairs = _mm256_setzero_si256(); /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
+        for (int lane = 0; lane < 8; lane++) {
+            __m256i four = _mm256_set1_epi32(four_bytes(bytes + lane * 4));
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(levels[lane], four));
         }
+        sums[i] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     }
-    for (int i = 0; i < count; i++) sums[i] = _mm256_madd_epi16(sums[i], ones);
 }
 
 AVX2 INLINE void sum8_avx2(const uint8_t *weights, const Row *x, int64_t group, int count, __m256i *sums) {
@@ -502,23 +513,7 @@ AVX2 INLINE void tile_avx2(const Matrix *matrix, int bits, int64_t block, const 
     for (int i = 0; i < count; i++) _mm256_storeu_ps(out + i * STRIP, totals[i]);
 }
 
-AVX2 static int strip_avx2(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left, float *out) {
-    int count = left < 4 ? 1 : 4;
-    for (int half = 0; half < 2; half++, out += ROWS) {
-        if (matrix->bits == 4 && count == 1) tile_avx2(matrix, 4, blocks[half], x, 1, out);
-        else if (matrix->bits == 4) tile_avx2(matrix, 4, blocks[half], x, 4, out);
-        else if (count == 1) tile_avx2(matrix, 8, blocks[half], x, 1, out);
-        else tile_avx2(matrix, 8, blocks[half], x, 4, out);
-    }
-    return count;
-}
-
-/* VNNI multiplies unsigned bytes with signed ones: INT8 levels get 128 more, which the offsets of x take away. */
-AVX2 INLINE __m256i unsigned_levels(int bits, const uint8_t *weights, int lane) {
-    if (bits == 8) return _mm256_xor_si256(load_bytes(weights + lane * ROWS * 4), _mm256_set1_epi8(-128));
-    __m256i pair = load_bytes(weights + lane % 4 * ROWS * 4);
-    return _mm256_and_si256(lane < 4 ? pair : _mm256_srli_epi16(pair, 4), _mm256_set1_epi8(15));
-}
+AVX2 BLOCK_BY_BLOCK(strip_avx2, tile_avx2)
 
 #if defined(AVX_VNNI)
 
@@ -541,17 +536,7 @@ AVX_VNNI INLINE void tile_avx_vnni(const Matrix *matrix, int bits, int64_t block
     for (int i = 0; i < count; i++) _mm256_storeu_ps(out + i * STRIP, totals[i]);
 }
 
-AVX_VNNI static int strip_avx_vnni(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left,
-                                   float *out) {
-    int count = left < 4 ? 1 : 4;
-    for (int half = 0; half < 2; half++, out += ROWS) {
-        if (matrix->bits == 4 && count == 1) tile_avx_vnni(matrix, 4, blocks[half], x, 1, out);
-        else if (matrix->bits == 4) tile_avx_vnni(matrix, 4, blocks[half], x, 4, out);
-        else if (count == 1) tile_avx_vnni(matrix, 8, blocks[half], x, 1, out);
-        else tile_avx_vnni(matrix, 8, blocks[half], x, 4, out);
-    }
-    return count;
-}
+AVX_VNNI BLOCK_BY_BLOCK(strip_avx_vnni, tile_avx_vnni)
 #else
 #define strip_avx_vnni strip_avx2 /* never asked for */
 #endif
@@ -569,7 +554,7 @@ AVX512_VNNI INLINE __m512 halves_beside(const uint16_t *values, const int64_t at
 
 AVX512_VNNI INLINE int tile_avx512(const Matrix *matrix, int bits, const int64_t blocks[2], const Row *x, int count,
                                    float *out) {
-    __m512 totals[TILE];
+    __m512 totals[TILE]; /* GCC keeps them in registers where it is told to unroll */
 #pragma GCC unroll 16
     for (int i = 0; i < count; i++) totals[i] = _mm512_setzero_ps();
     for (int64_t group = 0; group < matrix->groups; group++) {
@@ -598,12 +583,11 @@ AVX512_VNNI INLINE int tile_avx512(const Matrix *matrix, int bits, const int64_t
     return count;
 }
 
-AVX512_VNNI static int strip_avx512_vnni(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left,
+AVX512_VNNI static int strip_avx512_vnni(const Matrix *m, const int64_t blocks[2], const Row *x, int64_t left,
                                          float *out) {
-    int narrow = matrix->bits == 4;
-    if (left >= 16) return narrow ? tile_avx512(matrix, 4, blocks, x, 16, out) : tile_avx512(matrix, 8, blocks, x, 16, out);
-    if (left >= 4) return narrow ? tile_avx512(matrix, 4, blocks, x, 4, out) : tile_avx512(matrix, 8, blocks, x, 4, out);
-    return narrow ? tile_avx512(matrix, 4, blocks, x, 1, out) : tile_avx512(matrix, 8, blocks, x, 1, out);
+    if (left >= 16) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 16, out) : tile_avx512(m, 8, blocks, x, 16, out);
+    if (left >= 4) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 4, out) : tile_avx512(m, 8, blocks, x, 4, out);
+    return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 1, out) : tile_avx512(m, 8, blocks, x, 1, out);
 }
 #elif defined(__aarch64__)
 
@@ -625,8 +609,8 @@ NEON_DOTPROD INLINE void tile_neon(const Matrix *matrix, int bits, int64_t block
                 uint8x16_t levels = vld1q_u8(weights + (bits == 4 ? lane % 4 : lane) * ROWS * 4 + half * 16);
                 if (bits == 4) levels = lane < 4 ? vandq_u8(levels, low) : vshrq_n_u8(levels, 4);
                 for (int i = 0; i < count; i++) {
-                    int8x16_t bytes = vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(x[i].bytes + group * GROUP + lane * 4)));
-                    sums[i][half] = vdotq_s32(sums[i][half], vreinterpretq_s8_u8(levels), bytes);
+                    int32x4_t four = vdupq_n_s32(four_bytes(x[i].bytes + group * GROUP + lane * 4));
+                    sums[i][half] = vdotq_s32(sums[i][half], vreinterpretq_s8_u8(levels), vreinterpretq_s8_s32(four));
                 }
             }
         }
@@ -647,17 +631,7 @@ NEON_DOTPROD INLINE void tile_neon(const Matrix *matrix, int bits, int64_t block
         for (int half = 0; half < 2; half++) vst1q_f32(out + i * STRIP + half * 4, totals[i][half]);
 }
 
-NEON_DOTPROD static int strip_neon_dotprod(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left,
-                                           float *out) {
-    int count = left < 4 ? 1 : 4;
-    for (int half = 0; half < 2; half++, out += ROWS) {
-        if (matrix->bits == 4 && count == 1) tile_neon(matrix, 4, blocks[half], x, 1, out);
-        else if (matrix->bits == 4) tile_neon(matrix, 4, blocks[half], x, 4, out);
-        else if (count == 1) tile_neon(matrix, 8, blocks[half], x, 1, out);
-        else tile_neon(matrix, 8, blocks[half], x, 4, out);
-    }
-    return count;
-}
+NEON_DOTPROD BLOCK_BY_BLOCK(strip_neon_dotprod, tile_neon)
 #endif
 
 static const StripProduct STRIPS[ALL_LEVELS] = {

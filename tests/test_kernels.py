@@ -62,18 +62,18 @@ def fast(request: pytest.FixtureRequest, made: dict[str, Path]) -> Kernel:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", COUNTS)
-def test_product_of_packed(fast: Kernel, bits: int, shape: tuple[int, int], count: int) -> None:
+def test_product_of_packed(fast: Kernel, bits: int, shape: tuple[int, int]) -> None:
     weight, bias = quantize(random(*shape), bits), random(shape[0], seed=2)
-    x = random(count, shape[1], seed=1)
-    found = fast.multiply(x, weight, bias)
-    assert (found.shape, found.dtype) == ((count, shape[0]), torch.float32)
-    dense = weight.dequantize().double()
-    assert agrees(found, x, weight, bias)
+    dense = weight.dequantize()
+    for count in COUNTS:
+        x = random(count, shape[1], seed=1)
+        found = fast.multiply(x, weight, bias)
+        assert (found.shape, found.dtype) == ((count, shape[0]), torch.float32)
+        assert agrees(found, x, weight, bias)
     # Half a step for each weight of a group.
     steps = F.pad(x, (0, -shape[1] % GROUP)).unflatten(1, (-1, GROUP)).abs().amax(-1) / 127
-    half = steps.repeat_interleave(GROUP, 1)[:, : shape[1]].double() / 2 @ dense.abs().T
-    assert ((found - (x @ weight.dequantize().T + bias)).abs() <= half + ADDING * (sizes(x, weight) + bias.abs())).all()
+    half = steps.repeat_interleave(GROUP, 1)[:, : shape[1]].double() / 2 @ dense.double().abs().T
+    assert ((found - (x @ dense.T + bias)).abs() <= half + ADDING * (sizes(x, weight) + bias.abs())).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -84,12 +84,11 @@ def test_error_of_rounding_activations(fast: Kernel, bits: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", COUNTS)
-def test_product_of_halves(fast: Kernel, shape: tuple[int, int], count: int) -> None:
+def test_product_of_halves(fast: Kernel, shape: tuple[int, int]) -> None:
     weight, bias = random(*shape).half(), random(shape[0], seed=2)
-    x = random(count, shape[1], seed=1)
-    found = fast.multiply_halves(x, weight, bias)
-    assert agrees_halves(found, x, weight, bias)
+    for count in COUNTS:
+        x = random(count, shape[1], seed=1)
+        assert agrees_halves(fast.multiply_halves(x, weight, bias), x, weight, bias)
 
 
 def test_every_half_is_read(fast: Kernel) -> None:
@@ -101,16 +100,16 @@ def test_every_half_is_read(fast: Kernel) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_up_to_sixteen_rows_equal_single_rows(fast: Kernel, shape: tuple[int, int]) -> None:
+def test_rows_equal_single_rows(fast: Kernel, shape: tuple[int, int]) -> None:
     """Bit for bit: a token that was guessed and checked among others is the one that would have come alone."""
-    x, bias = random(16, shape[1], seed=1), random(shape[0], seed=2)
+    x, bias = random(37, shape[1], seed=1), random(shape[0], seed=2)
     half = random(*shape).half()
     packed = [quantize(half, bits) for bits in (4, 8)]
     products: list[Callable] = [partial(fast.multiply_halves, weight=half, bias=bias)]
     products += [partial(fast.multiply, weight=weight, bias=bias) for weight in packed]
     for product in products:
         single = torch.cat([product(row) for row in x.split(1)])
-        for count in range(2, 17):
+        for count in [*range(2, 18), 37]:
             assert torch.equal(product(x[:count]), single[:count])
 
 
@@ -265,17 +264,16 @@ def test_after_a_fork() -> None:
 
 
 def test_layers_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FP16 weights are multiplied where they lie while rows are few; nothing else goes to C."""
+    """FP16 weights are multiplied where they lie; nothing else goes to C."""
     made = []
     monkeypatch.setattr(layers, "kernel", lambda: made.append(None))
     linear = layers.Linear(100, 9)
     linear.weight.data, linear.bias.data = random(9, 100), random(9)
     linear(random(1, 100))  # float32
-    linear.half()(random(layers.FEW_ROWS + 1, 100))
-    linear(random(1, 100).half())
+    linear.half()(random(1, 100).half())
     layers.multiply(random(1, 9), linear.weight.t())  # not row after row
     assert made == []
-    linear(random(layers.FEW_ROWS, 100))
+    linear(random(300, 100))
     embedding = layers.Embedding(9, 100)
     embedding.weight.data = random(9, 100).half()
     embedding.as_linear(random(1, 1, 100))
@@ -289,7 +287,7 @@ def test_fp16_layer_equals_the_widened_one(monkeypatch: pytest.MonkeyPatch) -> N
     x = random(1, 5, 100)
     found = linear(x)
     monkeypatch.setattr(layers, "kernel", lambda: None)
-    torch.testing.assert_close(found, linear(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, linear(x), atol=1e-5, rtol=1e-6)
 
 
 @pytest.fixture

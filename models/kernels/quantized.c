@@ -59,14 +59,13 @@ enum { GROUP = 32, ROWS = 8, STRIP = 2 * ROWS, TILE = 16 };
 
 /* -- Half precision -- */
 
+/* Without a branch, so that compilers make vectors of it. */
 static inline float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023, bits;
-    float value;
-    if (exponent == 0) { /* zero, or too small for the usual form */
-        value = (float)fraction * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    uint32_t exponent = half >> 10 & 31, fraction = half & 1023, tiny, bits;
+    float value = (float)(int32_t)fraction * 0x1p-24f; /* zero, or too small for the usual form */
+    memcpy(&tiny, &value, sizeof tiny);
+    bits = (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    bits = (exponent == 0 ? tiny : bits) | (uint32_t)(half & 0x8000) << 16;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -708,6 +707,9 @@ EXPORT int quatrain_multiply(Pool *pool, int level, int bits, int64_t rows, int6
 
 /* -- FP16 matrices, row after row -- */
 
+/* The most products of a tile; and the fewest rows of a batch, a tile's. */
+enum { PRODUCTS = 24, HALF_BATCH = 8 };
+
 typedef struct {
     const uint16_t *weights; /* [rows][columns] */
     int64_t rows, columns;
@@ -717,23 +719,60 @@ typedef struct {
     float *y;
 } HalfProduct;
 
-static void multiply_halves(const void *context, int64_t first, int64_t end) {
-    const HalfProduct *job = context;
-    for (int64_t row = first; row < end; row++) {
-        const uint16_t *weights = job->weights + row * job->columns;
-        for (int64_t i = 0; i < job->count; i++) {
-            const float *x = job->x + i * job->columns;
-            float sums[ROWS] = {0}, total = job->bias ? job->bias[row] : 0;
-            int64_t column = 0;
-            for (; column + ROWS <= job->columns; column += ROWS)
-                for (int lane = 0; lane < ROWS; lane++)
-                    sums[lane] += half_to_float(weights[column + lane]) * x[column + lane];
-            for (; column < job->columns; column++) sums[0] += half_to_float(weights[column]) * x[column];
-            for (int lane = 0; lane < ROWS; lane++) total += sums[lane];
-            job->y[i * job->rows + row] = total;
+static void store_half_product(const HalfProduct *job, int64_t row, int64_t i, float total) {
+    job->y[i * job->rows + row] = job->bias ? total + job->bias[row] : total;
+}
+
+/* What columns beyond the last whole sixteen add to a product. */
+INLINE float half_tail(const HalfProduct *job, int64_t row, int64_t i) {
+    float total = 0;
+    for (int64_t column = job->columns / 16 * 16; column < job->columns; column++)
+        total += half_to_float(job->weights[row * job->columns + column]) * job->x[i * job->columns + column];
+    return total;
+}
+
+/* In the tiles below `rows` rows of the matrix meet `count` rows of x. Each product has sixteen sums, added up in the
+ * same order whatever the two counts are. */
+
+INLINE void half_tile_portable(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    float sums[PRODUCTS][16] = {{0}}, wide[16];
+    for (int64_t column = 0; column + 16 <= job->columns; column += 16) {
+        for (int a = 0; a < rows; a++) {
+            const uint16_t *weights = job->weights + (row + a) * job->columns + column;
+            for (int lane = 0; lane < 16; lane++) wide[lane] = half_to_float(weights[lane]);
+            for (int b = 0; b < count; b++) {
+                const float *x = job->x + (i + b) * job->columns + column;
+                for (int lane = 0; lane < 16; lane++) sums[a * count + b][lane] += wide[lane] * x[lane];
+            }
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            float total = 0;
+            for (int lane = 0; lane < 16; lane++) total += sums[a * count + b][lane];
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
         }
     }
 }
+
+/* All rows first .. end - 1, so many at a time; and all rows of x, as many at a time as a tile of `most` has, then two,
+ * then one, which meets `alone` rows of the matrix. */
+#define ROWS_OF_HALVES(name, tile, most_rows, most, alone)                                                           \
+    static void name(const void *context, int64_t first, int64_t end) {                                              \
+        const HalfProduct *job = context;                                                                            \
+        int64_t i = 0;                                                                                               \
+        for (; i + most <= job->count; i += most) HALVES_DOWN(tile, most_rows, most)                                 \
+        for (; i + 2 <= job->count; i += 2) HALVES_DOWN(tile, most_rows, 2)                                          \
+        for (; i < job->count; i++) HALVES_DOWN(tile, alone, 1)                                                      \
+    }
+#define HALVES_DOWN(tile, at_once, count)                                                                            \
+    {                                                                                                                \
+        int64_t row = first;                                                                                         \
+        for (; row + at_once <= end; row += at_once) tile(job, row, at_once, i, count);                              \
+        for (; row < end; row++) tile(job, row, 1, i, count);                                                        \
+    }
+
+ROWS_OF_HALVES(multiply_halves, half_tile_portable, 1, 4, 1)
 
 #if defined(__x86_64__)
 
@@ -743,56 +782,94 @@ AVX2 INLINE float add_up(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-enum { PRODUCTS = 4 };
-
-/* `rows` rows of the matrix from `row` times `count` rows of x from `i`, at most PRODUCTS. Each of them is added
- * up in the same order, whatever the two counts are. */
-AVX2 INLINE void halves_tile(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+AVX2 INLINE void half_tile_avx2(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
     const int64_t columns = job->columns;
     const uint16_t *weights = job->weights + row * columns;
     const float *x = job->x + i * columns;
-    __m256 even[PRODUCTS], odd[PRODUCTS]; /* two sums for each product, so that one addition need not await the last */
-    for (int k = 0; k < rows * count; k++) even[k] = odd[k] = _mm256_setzero_ps();
-    int64_t column = 0;
-    for (; column + 16 <= columns; column += 16) {
-        for (int a = 0; a < rows; a++) {
-            __m256 first = load_halves(weights + a * columns + column);
-            __m256 second = load_halves(weights + a * columns + column + 8);
-            for (int b = 0; b < count; b++) {
-                const float *from = x + b * columns + column;
-                int k = a * count + b;
-                even[k] = _mm256_fmadd_ps(first, _mm256_loadu_ps(from), even[k]);
-                odd[k] = _mm256_fmadd_ps(second, _mm256_loadu_ps(from + 8), odd[k]);
+    __m256 early[PRODUCTS], late[PRODUCTS]; /* eight sums each */
+    for (int k = 0; k < rows * count; k++) early[k] = late[k] = _mm256_setzero_ps();
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+        for (int half = 0; half < 2; half++) {
+            __m256 *sums = half ? late : early;
+            for (int a = 0; a < rows; a++) {
+                __m256 wide = load_halves(weights + a * columns + column + half * 8);
+                for (int b = 0; b < count; b++) {
+                    __m256 row_of_x = _mm256_loadu_ps(x + b * columns + column + half * 8);
+                    sums[a * count + b] = _mm256_fmadd_ps(wide, row_of_x, sums[a * count + b]);
+                }
             }
         }
     }
     for (int a = 0; a < rows; a++) {
         for (int b = 0; b < count; b++) {
-            float total = add_up(_mm256_add_ps(even[a * count + b], odd[a * count + b]));
-            for (int64_t last = column; last < columns; last++)
-                total += half_to_float(weights[a * columns + last]) * x[b * columns + last];
-            job->y[(i + b) * job->rows + row + a] = job->bias ? total + job->bias[row + a] : total;
+            float total = add_up(_mm256_add_ps(early[a * count + b], late[a * count + b]));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
         }
     }
 }
 
-/* All rows first .. end - 1, so many at a time. */
-AVX2 INLINE void halves_rows(const HalfProduct *job, int64_t first, int64_t end, int rows, int64_t i, int count) {
-    int64_t row = first;
-    for (; row + rows <= end; row += rows) halves_tile(job, row, rows, i, count);
-    for (; row < end; row++) halves_tile(job, row, 1, i, count);
-}
+AVX2 ROWS_OF_HALVES(multiply_halves_avx2, half_tile_avx2, 2, 3, 4)
 
-AVX2 static void multiply_halves_avx2(const void *context, int64_t first, int64_t end) {
-    const HalfProduct *job = context;
-    int64_t i = 0;
-    for (; i + 4 <= job->count; i += 4) halves_rows(job, first, end, 1, i, 4);
-    switch (job->count - i) {
-        case 1: halves_rows(job, first, end, 4, i, 1); break;
-        case 2: halves_rows(job, first, end, 2, i, 2); break;
-        case 3: halves_rows(job, first, end, 1, i, 3); break;
+AVX512_VNNI INLINE void half_tile_avx512(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    const int64_t columns = job->columns;
+    const uint16_t *weights = job->weights + row * columns;
+    const float *x = job->x + i * columns;
+    __m512 sums[PRODUCTS], wide[8];
+#pragma GCC unroll 32
+    for (int k = 0; k < rows * count; k++) sums[k] = _mm512_setzero_ps();
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+#pragma GCC unroll 8
+        for (int a = 0; a < rows; a++)
+            wide[a] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(weights + a * columns + column)));
+#pragma GCC unroll 8
+        for (int b = 0; b < count; b++) {
+            __m512 row_of_x = _mm512_loadu_ps(x + b * columns + column);
+#pragma GCC unroll 8
+            for (int a = 0; a < rows; a++)
+                sums[a * count + b] = _mm512_fmadd_ps(wide[a], row_of_x, sums[a * count + b]);
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            __m512 all = sums[a * count + b];
+            __m256 late = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1));
+            float total = add_up(_mm256_add_ps(_mm512_castps512_ps256(all), late));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
+        }
     }
 }
+
+AVX512_VNNI ROWS_OF_HALVES(multiply_halves_avx512, half_tile_avx512, 4, 6, 8)
+#elif defined(__aarch64__)
+
+INLINE void half_tile_neon(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    const int64_t columns = job->columns;
+    const uint16_t *weights = job->weights + row * columns;
+    const float *x = job->x + i * columns;
+    float32x4_t sums[PRODUCTS][4];
+    for (int k = 0; k < rows * count; k++)
+        for (int part = 0; part < 4; part++) sums[k][part] = vdupq_n_f32(0);
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+        for (int part = 0; part < 4; part++) {
+            for (int a = 0; a < rows; a++) {
+                float32x4_t wide = four_halves(weights + a * columns + column + part * 4);
+                for (int b = 0; b < count; b++) {
+                    float32x4_t row_of_x = vld1q_f32(x + b * columns + column + part * 4);
+                    sums[a * count + b][part] = vfmaq_f32(sums[a * count + b][part], wide, row_of_x);
+                }
+            }
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            float32x4_t *parts = sums[a * count + b];
+            float total = vaddvq_f32(vaddq_f32(vaddq_f32(parts[0], parts[1]), vaddq_f32(parts[2], parts[3])));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
+        }
+    }
+}
+
+ROWS_OF_HALVES(multiply_halves_neon, half_tile_neon, 2, 2, 2)
 #endif
 
 static const Task MULTIPLY_HALVES[ALL_LEVELS] = {
@@ -800,16 +877,18 @@ static const Task MULTIPLY_HALVES[ALL_LEVELS] = {
 #if defined(__x86_64__)
     [AVX2_LEVEL] = multiply_halves_avx2,
     [AVX_VNNI_LEVEL] = multiply_halves_avx2,
-    [AVX512_VNNI_LEVEL] = multiply_halves_avx2,
+    [AVX512_VNNI_LEVEL] = multiply_halves_avx512,
+#elif defined(__aarch64__)
+    [NEON_DOTPROD_LEVEL] = multiply_halves_neon,
 #endif
-    [NEON_DOTPROD_LEVEL] = multiply_halves,
 };
 
 /* y [count][rows] = x [count][columns] times the rows of a float16 matrix, plus the bias if there is one. */
 EXPORT void quatrain_multiply_halves(Pool *pool, int level, int64_t rows, int64_t columns, const uint16_t *weights,
                                      const float *x, int64_t count, const float *bias, float *y) {
+    int64_t batch = batch_of(columns * count);
     HalfProduct job = {weights, rows, columns, x, count, bias, y};
-    run(pool, MULTIPLY_HALVES[level], &job, rows, batch_of(columns * count));
+    run(pool, MULTIPLY_HALVES[level], &job, rows, batch > HALF_BATCH ? batch : HALF_BATCH);
 }
 
 /* -- Packing: eight rows at a time, one in each lane of a vector -- */

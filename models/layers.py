@@ -45,11 +45,6 @@ class Embedding(nn.Embedding):
         return multiply(x, self.weight)
 
 
-#: From about 250 rows PyTorch is faster: it widens the whole matrix, which pays once many rows share it. At 128 the
-#: kernel was 1.7 times as fast, at one row 25 times (11008 x 4096 on two cores).
-FEW_ROWS = 128
-
-
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [.., columns] times the rows of a matrix that may be stored narrower, plus a bias -> [.., rows]."""
     if _kernel_takes(x, weight) and (fast := kernel()) is not None:
@@ -61,7 +56,6 @@ def _kernel_takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         (x.dtype, weight.dtype) == (torch.float32, torch.float16)
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() <= FEW_ROWS * weight.shape[1]
         and weight.is_contiguous()
     )
 

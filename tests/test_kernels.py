@@ -1,4 +1,4 @@
-"""The C kernels beside the specification in PyTorch, with this machine's instructions and without; and their absence.
+"""The C kernels beside the specification in PyTorch, at every level that this machine has; and their absence.
 
 The kernels round each group of 32 activations to bytes (steps of absmax/127). Beside PyTorch's product of the same
 rounded numbers they differ by the order of adding only; beside that of the numbers themselves by half a step for each
@@ -7,6 +7,7 @@ weight: 0.8 % of the output's size at most here, .5 % typically.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_checks import ADDING, agrees, agrees_halves, random, rounded, sizes
 
 from models import kernels, layers
 from models import quantize as quantizing
@@ -27,8 +29,13 @@ from models.quantize import GROUP, PackedMatrix, QuantizedLinear, quantize
 
 SHAPES = [(1, 1), (7, 31), (8, 32), (9, 33), (33, 100), (64, 576), (300, 1056)]
 COUNTS = [1, 2, 3, 4, 5, 7, 16, 17, 300]
-#: Of the sum of the products' sizes: float32 sums of up to 33 groups, in whatever order.
-ADDING = 1e-5
+
+
+#: The levels that a processor like this one may have.
+ARM = platform.machine().lower() in {"arm64", "aarch64"}
+POSSIBLE = [level for level in kernels.LEVELS if level == "portable" or level.startswith("neon") == ARM]
+#: Processors with AVX-512 run the 256-bit instructions of AVX-VNNI in another encoding: that build tests them there.
+OTHER_ENCODING = ("-DTRY_AVX_VNNI",)
 
 
 @pytest.fixture(scope="module")
@@ -36,46 +43,37 @@ def library() -> Path:
     return kernels.build()
 
 
-@pytest.fixture(scope="module", params=["native", "portable"])
-def fast(request: pytest.FixtureRequest, library: Path) -> Kernel:
-    return Kernel(library, threads=3, portable=request.param == "portable")
+@pytest.fixture(scope="module")
+def made(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each level that this machine can run, a library that has it."""
+    found = dict.fromkeys(kernels.levels(library), library)
+    if "avx512_vnni" in found and "avx_vnni" not in found:
+        found["avx_vnni"] = tmp_path_factory.mktemp("other") / library.name
+        kernels.compile_with(kernels.compilers()[0], found["avx_vnni"], *OTHER_ENCODING)
+    return found
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """float64: x [n, columns] as its bytes stand for it."""
-    groups = F.pad(x, (0, -x.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    largest = groups.abs().amax(-1, keepdim=True)
-    step = torch.where(largest > 0, torch.tensor(127.0) / largest, 0)  # 127 / largest would round twice
-    return ((groups * step).round().double() * (largest / 127).double()).flatten(1)[:, : x.shape[1]]
-
-
-def sizes(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
-    """What a product's summands add up to without their signs; a group's levels and minimum are added apart."""
-    parts = weight.dequantize().abs()
-    if weight.minimums is not None:
-        minimums = weight.minimums.float().transpose(1, 2).flatten(0, 1)[: weight.rows].abs()
-        parts = parts + 2 * minimums.repeat_interleave(GROUP, 1)[:, : weight.columns]
-    return x.double().abs() @ parts.double().T
+@pytest.fixture(scope="module", params=POSSIBLE)
+def fast(request: pytest.FixtureRequest, made: dict[str, Path]) -> Kernel:
+    if request.param not in made:
+        pytest.skip(f"this processor has no {request.param}")
+    return Kernel(made[request.param], threads=3, level=request.param)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", COUNTS)
-def test_product_of_packed(fast: Kernel, bits: int, shape: tuple[int, int], count: int) -> None:
+def test_product_of_packed(fast: Kernel, bits: int, shape: tuple[int, int]) -> None:
     weight, bias = quantize(random(*shape), bits), random(shape[0], seed=2)
-    x = random(count, shape[1], seed=1)
-    found = fast.multiply(x, weight, bias)
-    assert (found.shape, found.dtype) == ((count, shape[0]), torch.float32)
-    dense = weight.dequantize().double()
-    assert ((found - (rounded(x) @ dense.T + bias)).abs() <= ADDING * (sizes(x, weight) + bias.abs())).all()
+    dense = weight.dequantize()
+    for count in COUNTS:
+        x = random(count, shape[1], seed=1)
+        found = fast.multiply(x, weight, bias)
+        assert (found.shape, found.dtype) == ((count, shape[0]), torch.float32)
+        assert agrees(found, x, weight, bias)
     # Half a step for each weight of a group.
     steps = F.pad(x, (0, -shape[1] % GROUP)).unflatten(1, (-1, GROUP)).abs().amax(-1) / 127
-    half = steps.repeat_interleave(GROUP, 1)[:, : shape[1]].double() / 2 @ dense.abs().T
-    assert ((found - (x @ weight.dequantize().T + bias)).abs() <= half + ADDING * (sizes(x, weight) + bias.abs())).all()
+    half = steps.repeat_interleave(GROUP, 1)[:, : shape[1]].double() / 2 @ dense.double().abs().T
+    assert ((found - (x @ dense.T + bias)).abs() <= half + ADDING * (sizes(x, weight) + bias.abs())).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -86,14 +84,11 @@ def test_error_of_rounding_activations(fast: Kernel, bits: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", COUNTS)
-def test_product_of_halves(fast: Kernel, shape: tuple[int, int], count: int) -> None:
+def test_product_of_halves(fast: Kernel, shape: tuple[int, int]) -> None:
     weight, bias = random(*shape).half(), random(shape[0], seed=2)
-    x = random(count, shape[1], seed=1)
-    found = fast.multiply_halves(x, weight, bias)
-    wide = weight.double()
-    bound = 1e-6 * (x.double().abs() @ wide.abs().T + bias.abs())
-    assert ((found - (x.double() @ wide.T + bias)).abs() <= bound).all()
+    for count in COUNTS:
+        x = random(count, shape[1], seed=1)
+        assert agrees_halves(fast.multiply_halves(x, weight, bias), x, weight, bias)
 
 
 def test_every_half_is_read(fast: Kernel) -> None:
@@ -105,17 +100,37 @@ def test_every_half_is_read(fast: Kernel) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_up_to_sixteen_rows_equal_single_rows(fast: Kernel, shape: tuple[int, int]) -> None:
+def test_rows_equal_single_rows(fast: Kernel, shape: tuple[int, int]) -> None:
     """Bit for bit: a token that was guessed and checked among others is the one that would have come alone."""
-    x, bias = random(16, shape[1], seed=1), random(shape[0], seed=2)
+    x, bias = random(37, shape[1], seed=1), random(shape[0], seed=2)
     half = random(*shape).half()
     packed = [quantize(half, bits) for bits in (4, 8)]
     products: list[Callable] = [partial(fast.multiply_halves, weight=half, bias=bias)]
     products += [partial(fast.multiply, weight=weight, bias=bias) for weight in packed]
     for product in products:
         single = torch.cat([product(row) for row in x.split(1)])
-        for count in range(2, 17):
+        for count in [*range(2, 18), 37]:
             assert torch.equal(product(x[:count]), single[:count])
+
+
+def test_every_level_gives_the_same(made: dict[str, Path]) -> None:
+    """Sums of a group are whole numbers, and floats are added in one order: with fused additions it is bit for bit."""
+    x, bias = random(21, 1056, seed=1), random(300, seed=2)
+    for bits in (4, 8):
+        weight = quantize(random(300, 1056), bits)
+        found = {level: Kernel(path, threads=2, level=level).multiply(x, weight, bias) for level, path in made.items()}
+        portable = found.pop("portable")
+        for product in found.values():
+            assert torch.equal(product, found[max(found)])
+            assert ((product - portable).abs() <= ADDING * (sizes(x, weight) + bias.abs())).all()
+
+
+def test_levels(library: Path) -> None:
+    available = kernels.levels(library)
+    assert available[0] == "portable" and set(available) <= set(POSSIBLE)
+    assert Kernel(library, threads=1).level == available[-1]
+    with pytest.raises(ValueError, match="no level avx1; choose from portable"):
+        Kernel(library, threads=1, level="avx1")
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -249,17 +264,16 @@ def test_after_a_fork() -> None:
 
 
 def test_layers_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FP16 weights are multiplied where they lie while rows are few; nothing else goes to C."""
+    """FP16 weights are multiplied where they lie; nothing else goes to C."""
     made = []
     monkeypatch.setattr(layers, "kernel", lambda: made.append(None))
     linear = layers.Linear(100, 9)
     linear.weight.data, linear.bias.data = random(9, 100), random(9)
     linear(random(1, 100))  # float32
-    linear.half()(random(layers.FEW_ROWS + 1, 100))
-    linear(random(1, 100).half())
+    linear.half()(random(1, 100).half())
     layers.multiply(random(1, 9), linear.weight.t())  # not row after row
     assert made == []
-    linear(random(layers.FEW_ROWS, 100))
+    linear(random(300, 100))
     embedding = layers.Embedding(9, 100)
     embedding.weight.data = random(9, 100).half()
     embedding.as_linear(random(1, 1, 100))
@@ -273,7 +287,7 @@ def test_fp16_layer_equals_the_widened_one(monkeypatch: pytest.MonkeyPatch) -> N
     x = random(1, 5, 100)
     found = linear(x)
     monkeypatch.setattr(layers, "kernel", lambda: None)
-    torch.testing.assert_close(found, linear(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, linear(x), atol=1e-5, rtol=1e-6)
 
 
 @pytest.fixture

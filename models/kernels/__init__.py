@@ -34,9 +34,11 @@ POSITION_INDEPENDENT = () if platform.system() == "Windows" else ("-fPIC",)  # t
 SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}
 PATIENCE = 300  #: seconds that a compiler may take
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-#: The C functions: what they return and take. The first arguments are the pool and whether to use AVX2.
+#: The instruction sets that the products are compiled for, slowest first; the numbers are those of quantized.c.
+LEVELS = ("portable", "avx2", "avx_vnni", "avx512_vnni", "neon_dotprod")
+#: The C functions: what they return and take. The first arguments are the pool and the level.
 FUNCTIONS = {
-    "quatrain_has_avx2": (INT, []),
+    "quatrain_levels": (INT, []),
     "quatrain_open": (POINTER, [INT]),
     "quatrain_multiply": (INT, [POINTER, INT, INT, LONG, LONG, *[POINTER] * 4, LONG, POINTER, POINTER]),
     "quatrain_multiply_halves": (None, [POINTER, INT, LONG, LONG, POINTER, POINTER, LONG, POINTER, POINTER]),
@@ -48,16 +50,33 @@ class KernelError(RuntimeError):
     """The C kernels can't be built; the text says why and what to do."""
 
 
+def levels(library: Path) -> list[str]:
+    """The levels of a built library that this machine has, slowest first."""
+    known = _opened(library).quatrain_levels()
+    return [level for number, level in enumerate(LEVELS) if known >> number & 1]
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """Raises OSError, AttributeError for what is no such library."""
+    opened = ctypes.CDLL(str(library))
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(opened, name)
+        function.restype, function.argtypes = result, arguments
+    return opened
+
+
 class Kernel:
     """The built library and its threads, which sleep until the process ends."""
 
-    def __init__(self, library: Path, threads: int, portable: bool = False) -> None:
-        self._library = ctypes.CDLL(str(library))
-        for name, (result, arguments) in FUNCTIONS.items():
-            function = getattr(self._library, name)
-            function.restype, function.argtypes = result, arguments
+    def __init__(self, library: Path, threads: int, level: str | None = None) -> None:
+        """level: one of levels(library), the fastest of them by default. Raises ValueError for another one."""
+        available = levels(library)
+        if level is not None and level not in available:
+            raise ValueError(f"This machine has no level {level}; choose from {', '.join(available)}.")
+        self.level = level or available[-1]
+        self._level = LEVELS.index(self.level)
+        self._library = _opened(library)
         self._threads = threads
-        self._wide = 0 if portable else self._library.quatrain_has_avx2()
         self._open()
         if hasattr(os, "register_at_fork"):  # threads stay behind in the parent, and locks may be held there
             os.register_at_fork(after_in_child=self._open)
@@ -70,7 +89,7 @@ class Kernel:
         x, bias, y = _operands(x, weight.rows, weight.columns, bias)
         failed = self._library.quatrain_multiply(
             self._pool,
-            self._wide,
+            self._level,
             weight.bits,
             weight.rows,
             weight.columns,
@@ -92,7 +111,7 @@ class Kernel:
         x, bias, y = _operands(x, rows, columns, bias)
         self._library.quatrain_multiply_halves(
             self._pool,
-            self._wide,
+            self._level,
             rows,
             columns,
             weight.data_ptr(),
@@ -108,7 +127,7 @@ class Kernel:
         weight = weight.float().contiguous()
         self._library.quatrain_quantize(
             self._pool,
-            self._wide,
+            self._level,
             packed.bits,
             packed.rows,
             packed.columns,
@@ -182,19 +201,19 @@ def _key() -> str:
 
 def _compile(target: Path) -> None:
     """With the first compiler that can: on a new Mac, cc is there but only offers to install itself."""
-    compilers = _compilers()
-    if not compilers:
+    found = compilers()
+    if not found:
         raise KernelError("The fast kernels need a C compiler: install one, or run 'pip install ziglang'.")
     failures = []
-    for compiler in compilers:
-        failure = _failure([*compiler, *FLAGS, *POSITION_INDEPENDENT, "-o", str(target)])
-        if failure is None:
-            return
-        failures.append(failure)
+    for compiler in found:
+        try:
+            return compile_with(compiler, target)
+        except KernelError as error:
+            failures.append(str(error))
     raise KernelError(f"The fast kernels could not be compiled ({'; '.join(failures)}).")
 
 
-def _compilers() -> list[tuple[str, ...]]:
+def compilers() -> list[tuple[str, ...]]:
     """The system's C compilers, then that of the package ziglang."""
     found = [(path,) for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
     if importlib.util.find_spec("ziglang") is not None:
@@ -202,16 +221,16 @@ def _compilers() -> list[tuple[str, ...]]:
     return found
 
 
-def _failure(command: Sequence[str]) -> str | None:
-    """Why compiling failed, in a line; None when it did not."""
-    name = Path(command[0]).name
+def compile_with(compiler: Sequence[str], target: Path, *flags: str) -> None:
+    """Makes the library's file. Raises KernelError that says why that failed, in a line."""
+    command = [*compiler, *FLAGS, *POSITION_INDEPENDENT, *flags, "-o", str(target), str(SOURCE), "-lm"]
+    name = Path(compiler[0]).name
     try:
-        result = subprocess.run([*command, str(SOURCE), "-lm"], capture_output=True, timeout=PATIENCE, check=False)
+        result = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        return f"{name} was not done after {PATIENCE} seconds"
+        raise KernelError(f"{name} was not done after {PATIENCE} seconds") from None
     except OSError as error:
-        return f"{name} can't be run: {error.strerror}"
-    if result.returncode == 0:
-        return None
-    lines = result.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"{name} ended with {result.returncode}"
+        raise KernelError(f"{name} can't be run: {error.strerror}") from None
+    if result.returncode != 0:
+        lines = result.stderr.decode(errors="replace").strip().splitlines()
+        raise KernelError(lines[-1] if lines else f"{name} ended with {result.returncode}")

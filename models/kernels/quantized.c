@@ -6,6 +6,7 @@
  */
 
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#define _DARWIN_C_SOURCE        /* sysctlbyname */
 
 #include <float.h>
 #include <math.h>
@@ -29,20 +30,42 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512_VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
+/* The tests define TRY_AVX_VNNI: processors that know only the 512-bit form have the same instruction otherwise coded. */
+#if defined(TRY_AVX_VNNI)
+#define AVX_VNNI AVX512_VNNI
+#define add_dots _mm256_dpbusd_epi32
+#elif __has_include(<avxvnniintrin.h>) /* older compilers don't know it */
+#define AVX_VNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define add_dots _mm256_dpbusd_avx_epi32
+#endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__clang__)
+#define NEON_DOTPROD __attribute__((target("dotprod")))
+#else
+#define NEON_DOTPROD __attribute__((target("+dotprod")))
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
-enum { GROUP = 32, ROWS = 8, TILE = 4 };
+enum { GROUP = 32, ROWS = 8, STRIP = 2 * ROWS, TILE = 16 };
 
 /* -- Half precision -- */
 
+/* Without a branch, so that compilers make vectors of it. */
 static inline float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023, bits;
-    float value;
-    if (exponent == 0) { /* zero, or too small for the usual form */
-        value = (float)fraction * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    uint32_t exponent = half >> 10 & 31, fraction = half & 1023, tiny, bits;
+    float value = (float)(int32_t)fraction * 0x1p-24f; /* zero, or too small for the usual form */
+    memcpy(&tiny, &value, sizeof tiny);
+    bits = (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    bits = (exponent == 0 ? tiny : bits) | (uint32_t)(half & 0x8000) << 16;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -203,27 +226,66 @@ EXPORT Pool *quatrain_open(int threads) {
     return pool;
 }
 
-/* Whether processor and system know AVX2, FMA and F16C. To be asked once: a virtual machine takes its time to answer.
- * Not __builtin_cpu_supports, which zig has no library for. */
-EXPORT int quatrain_has_avx2(void) {
+/* -- Levels: the instruction sets that products are compiled for -- */
+
+enum { PORTABLE_LEVEL, AVX2_LEVEL, AVX_VNNI_LEVEL, AVX512_VNNI_LEVEL, NEON_DOTPROD_LEVEL, ALL_LEVELS };
+
 #if defined(__x86_64__)
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    if (~c & (1u << 12 | 1u << 27 | 1u << 28 | 1u << 29)) return 0; /* FMA, OSXSAVE, AVX, F16C */
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & 1u << 5)) return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (low & 6) == 6; /* the system saves the wide registers */
+
+/* Not __builtin_cpu_supports, which zig has no library for. */
+static int x86_levels(void) {
+    enum { WIDE = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29 }; /* FMA, OSXSAVE, AVX, F16C */
+    const unsigned wider = 1u << 16 | 1u << 30 | 1u << 31; /* AVX-512 F, BW and VL */
+    unsigned a, b, c, d, more, last, saved, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & WIDE) != WIDE) return 0;
+    if (!__get_cpuid_count(7, 0, &last, &more, &c, &d) || !(more & 1u << 5)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0)); /* which registers the system saves */
+    if ((saved & 0x06) != 0x06) return 0;
+    int levels = 1 << AVX2_LEVEL, vnni = (saved & 0xe0) == 0xe0 && (more & wider) == wider && c & 1u << 11;
+    if (vnni) levels |= 1 << AVX512_VNNI_LEVEL;
+#if defined(TRY_AVX_VNNI)
+    if (vnni) levels |= 1 << AVX_VNNI_LEVEL;
+#elif defined(AVX_VNNI)
+    if (last >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4) levels |= 1 << AVX_VNNI_LEVEL;
+#endif
+    return levels;
+}
+#elif defined(__aarch64__)
+
+static int has_dotprod(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+    int known = 0;
+    size_t size = sizeof known;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &known, &size, NULL, 0) == 0 && known;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43); /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
 #else
     return 0;
 #endif
 }
+#endif
+
+/* The levels that processor and system know, a bit each. To be asked once: a virtual machine takes its time. */
+EXPORT int quatrain_levels(void) {
+    int levels = 1 << PORTABLE_LEVEL;
+#if defined(__x86_64__)
+    levels |= x86_levels();
+#elif defined(__aarch64__)
+    if (has_dotprod()) levels |= 1 << NEON_DOTPROD_LEVEL;
+#endif
+    return levels;
+}
 
 /* -- Rows of x -- */
 
-/* A row of x: bytes [groups][32]; what one of them stands for, and the sum of what all do, [groups] each. */
+/* A row of x: bytes [groups][32]; what one of them stands for, the sum of what all do, and -128 times the sum of the
+ * bytes themselves, [groups] each. */
 typedef struct {
     int8_t *bytes;
     float *scales, *sums;
+    int32_t *offsets;
 } Row;
 
 typedef struct {
@@ -240,7 +302,8 @@ INLINE float nearest(float value) {
 /* `values` are a whole group. One that holds an infinity or no number makes every product with it no number. The sum is
  * that of the rounded values: with the exact one, errors would be weighed by the weights' distance from the minimum
  * instead of by the weights, which are smaller. */
-INLINE void round_group(const float *values, int8_t *bytes, float *scale, float *sum) {
+INLINE void round_group(const float *values, const Row *row, int64_t group) {
+    int8_t *bytes = row->bytes + group * GROUP;
     float sizes[ROWS] = {0}, most = 0;
     int broken = 0, total = 0;
     for (int i = 0; i < GROUP; i += ROWS) {
@@ -256,8 +319,9 @@ INLINE void round_group(const float *values, int8_t *bytes, float *scale, float 
         bytes[i] = broken ? 0 : (int8_t)(int32_t)nearest(values[i] * inverse);
         total += bytes[i];
     }
-    *scale = broken ? NAN : most / 127;
-    *sum = *scale * (float)total;
+    row->scales[group] = broken ? NAN : most / 127;
+    row->sums[group] = row->scales[group] * (float)total;
+    row->offsets[group] = -128 * total;
 }
 
 INLINE void round_rows_body(const Rounding *job, int64_t first, int64_t end) {
@@ -266,11 +330,11 @@ INLINE void round_rows_body(const Rounding *job, int64_t first, int64_t end) {
         const Row *row = &job->rows[i];
         int64_t whole = job->columns / GROUP;
         for (int64_t group = 0; group < whole; group++)
-            round_group(x + group * GROUP, row->bytes + group * GROUP, &row->scales[group], &row->sums[group]);
+            round_group(x + group * GROUP, row, group);
         if (whole < job->groups) {
             float last[GROUP] = {0};
             memcpy(last, x + whole * GROUP, (size_t)(job->columns - whole * GROUP) * sizeof *last);
-            round_group(last, row->bytes + whole * GROUP, &row->scales[whole], &row->sums[whole]);
+            round_group(last, row, whole);
         }
     }
 }
@@ -283,9 +347,17 @@ static void round_rows(const void *context, int64_t first, int64_t end) {
 AVX2 static void round_rows_avx2(const void *context, int64_t first, int64_t end) {
     round_rows_body(context, first, end);
 }
-#else
-#define round_rows_avx2 round_rows
 #endif
+
+static const Task ROUND_ROWS[ALL_LEVELS] = {
+    [PORTABLE_LEVEL] = round_rows,
+#if defined(__x86_64__)
+    [AVX2_LEVEL] = round_rows_avx2,
+    [AVX_VNNI_LEVEL] = round_rows_avx2,
+    [AVX512_VNNI_LEVEL] = round_rows_avx2,
+#endif
+    [NEON_DOTPROD_LEVEL] = round_rows,
+};
 
 /* -- Packed matrices -- */
 
@@ -297,32 +369,75 @@ typedef struct {
     const uint16_t *minimums; /* the same, or NULL */
 } Matrix;
 
-/* The dot products of one block's eight rows with each of the first rows of x. */
-typedef void (*BlockProduct)(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]);
+/* The products of a strip, two blocks of a matrix, with the first rows of x: as many of them as a tile of the level has,
+ * at most `left`. Returns how many; out [that many][STRIP]. What is added up for a row of x, and in which order, is the
+ * same in every tile. */
+typedef int (*StripProduct)(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left, float *out);
 
-static int32_t dot_portable(int bits, const uint8_t *weights, const int8_t *bytes) {
-    int32_t sum = 0;
-    for (int lane = 0; lane < (bits == 8 ? 8 : 4); lane++, weights += ROWS * 4, bytes += 4) {
-        for (int i = 0; i < 4; i++) {
-            if (bits == 8) sum += (int8_t)weights[i] * bytes[i];
-            else sum += (weights[i] & 15) * bytes[i] + (weights[i] >> 4) * bytes[GROUP / 2 + i];
-        }
+/* Where a group of a block begins among all groups. */
+INLINE int64_t place(const Matrix *matrix, int64_t block, int64_t group) {
+    return block * matrix->groups + group;
+}
+
+INLINE const uint8_t *group_bytes(const Matrix *matrix, int bits, int64_t at) {
+    return matrix->blocks + at * (ROWS * GROUP * bits / 8);
+}
+
+/* A group's levels as bytes [8 lanes][8 rows][4]. */
+INLINE void unpack_group(int bits, const uint8_t *bytes, int8_t levels[GROUP * ROWS]) {
+    enum { HALF = GROUP * ROWS / 2 };
+    for (int i = 0; i < HALF; i++) {
+        levels[i] = (int8_t)(bits == 4 ? bytes[i] & 15 : bytes[i]);
+        levels[HALF + i] = (int8_t)(bits == 4 ? bytes[i] >> 4 : bytes[HALF + i]);
     }
+}
+
+INLINE int32_t four_bytes(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, 4);
+    return four;
+}
+
+INLINE int32_t dot_portable(const int8_t *levels, const int8_t *bytes) {
+    int32_t sum = 0;
+    for (int lane = 0; lane < GROUP / 4; lane++)
+        for (int i = 0; i < 4; i++) sum += levels[lane * ROWS * 4 + i] * bytes[lane * 4 + i];
     return sum;
 }
 
-static void product_portable(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
-    memset(out, 0, sizeof *out);
+INLINE void tile_portable(const Matrix *matrix, int bits, int64_t block, const Row *x, int count, float *out) {
+    int8_t levels[GROUP * ROWS];
+    for (int i = 0; i < count; i++) memset(out + i * STRIP, 0, ROWS * sizeof *out);
     for (int64_t group = 0; group < matrix->groups; group++) {
-        int64_t at = block * matrix->groups + group;
-        const uint8_t *weights = matrix->blocks + at * ROWS * GROUP * matrix->bits / 8;
+        int64_t at = place(matrix, block, group);
+        unpack_group(bits, group_bytes(matrix, bits, at), levels);
         for (int row = 0; row < ROWS; row++) {
-            int32_t sum = dot_portable(matrix->bits, weights + row * 4, x->bytes + group * GROUP);
-            out[0][row] += (float)sum * (half_to_float(matrix->scales[at * ROWS + row]) * x->scales[group]);
-            if (matrix->minimums) out[0][row] += half_to_float(matrix->minimums[at * ROWS + row]) * x->sums[group];
+            float scale = half_to_float(matrix->scales[at * ROWS + row]);
+            float minimum = bits == 4 ? half_to_float(matrix->minimums[at * ROWS + row]) : 0;
+            for (int i = 0; i < count; i++) {
+                float *total = out + i * STRIP + row;
+                int32_t sum = dot_portable(levels + row * 4, x[i].bytes + group * GROUP);
+                *total += (float)sum * (scale * x[i].scales[group]);
+                if (bits == 4) *total += minimum * x[i].sums[group];
+            }
         }
     }
 }
+
+/* A strip of a level whose tiles are of one block; the counts are constants where the tile is compiled. */
+#define BLOCK_BY_BLOCK(name, tile)                                                                                   \
+    static int name(const Matrix *matrix, const int64_t blocks[2], const Row *x, int64_t left, float *out) {         \
+        int narrow = matrix->bits == 4, count = left < 4 ? 1 : 4;                                                    \
+        for (int half = 0; half < 2; half++, out += ROWS) {                                                          \
+            if (narrow && count == 1) tile(matrix, 4, blocks[half], x, 1, out);                                      \
+            else if (narrow) tile(matrix, 4, blocks[half], x, 4, out);                                               \
+            else if (count == 1) tile(matrix, 8, blocks[half], x, 1, out);                                           \
+            else tile(matrix, 8, blocks[half], x, 4, out);                                                           \
+        }                                                                                                            \
+        return count;                                                                                                \
+    }
+
+BLOCK_BY_BLOCK(strip_portable, tile_portable)
 
 #if defined(__x86_64__)
 
@@ -330,130 +445,231 @@ AVX2 INLINE __m256 load_halves(const uint16_t *from) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
 }
 
-AVX2 INLINE __m256i four_bytes(const int8_t *from) {
-    int32_t four;
-    memcpy(&four, from, 4);
-    return _mm256_set1_epi32(four);
+AVX2 INLINE __m256i load_bytes(const uint8_t *from) {
+    return _mm256_loadu_si256((const __m256i *)from);
 }
 
 /* Adds a group's whole sums to the totals of `count` rows. */
-AVX2 INLINE void add_group(const Matrix *matrix, int64_t at, const Row *x, int64_t group, int count,
+AVX2 INLINE void add_group(const Matrix *matrix, int bits, int64_t at, const Row *x, int64_t group, int count,
                            const __m256i *sums, __m256 *totals) {
     __m256 scales = load_halves(matrix->scales + at * ROWS);
     for (int i = 0; i < count; i++) {
         __m256 scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[i].scales[group]));
         totals[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, totals[i]);
     }
-    if (!matrix->minimums) return;
+    if (bits == 8) return;
     __m256 minimums = load_halves(matrix->minimums + at * ROWS);
     for (int i = 0; i < count; i++)
         totals[i] = _mm256_fmadd_ps(minimums, _mm256_set1_ps(x[i].sums[group]), totals[i]);
 }
 
-AVX2 INLINE void product4(const Matrix *matrix, int64_t block, const Row *x, int count, float out[][ROWS]) {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256 totals[TILE];
+/* A lane of a group's levels as unsigned bytes. INT8 levels get 128 more, which the offsets of x take away. */
+AVX2 INLINE __m256i unsigned_levels(int bits, const uint8_t *weights, int lane) {
+    if (bits == 8) return _mm256_xor_si256(load_bytes(weights + lane * ROWS * 4), _mm256_set1_epi8(-128));
+    __m256i pair = load_bytes(weights + lane % 4 * ROWS * 4);
+    return _mm256_and_si256(lane < 4 ? pair : _mm256_srli_epi16(pair, 4), _mm256_set1_epi8(15));
+}
+
+AVX2 INLINE void sum4_avx2(const uint8_t *weights, const Row *x, int64_t group, int count, __m256i *sums) {
+    __m256i levels[8];
+    for (int lane = 0; lane < 8; lane++) levels[lane] = unsigned_levels(4, weights, lane);
+    for (int i = 0; i < count; i++) {
+        const int8_t *bytes = x[i].bytes + group * GROUP;
+        __m256i pairs = _mm256_setzero_si256(); /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
+        for (int lane = 0; lane < 8; lane++) {
+            __m256i four = _mm256_set1_epi32(four_bytes(bytes + lane * 4));
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(levels[lane], four));
+        }
+        sums[i] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+}
+
+AVX2 INLINE void sum8_avx2(const uint8_t *weights, const Row *x, int64_t group, int count, __m256i *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
+    for (int lane = 0; lane < 8; lane++) {
+        __m256i weight = load_bytes(weights + lane * ROWS * 4);
+        __m256i size = _mm256_abs_epi8(weight); /* at most 128, unsigned: 128 x 127 x 2 stays inside 16 bits */
+        for (int i = 0; i < count; i++) {
+            __m256i bytes = _mm256_set1_epi32(four_bytes(x[i].bytes + group * GROUP + lane * 4));
+            __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(bytes, weight));
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
+        }
+    }
+}
+
+AVX2 INLINE void tile_avx2(const Matrix *matrix, int bits, int64_t block, const Row *x, int count, float *out) {
+    __m256 totals[4];
+    __m256i sums[4];
     for (int i = 0; i < count; i++) totals[i] = _mm256_setzero_ps();
     for (int64_t group = 0; group < matrix->groups; group++) {
-        int64_t at = block * matrix->groups + group;
-        const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP / 2));
-        __m256i sums[TILE]; /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
-        for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
-        for (int lane = 0; lane < 4; lane++) {
-            __m256i pair = _mm256_loadu_si256(weights + lane);
-            __m256i first = _mm256_and_si256(pair, low), second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
+        int64_t at = place(matrix, block, group);
+        const uint8_t *weights = group_bytes(matrix, bits, at);
+        if (bits == 4) sum4_avx2(weights, x, group, count, sums);
+        else sum8_avx2(weights, x, group, count, sums);
+        add_group(matrix, bits, at, x, group, count, sums, totals);
+    }
+    for (int i = 0; i < count; i++) _mm256_storeu_ps(out + i * STRIP, totals[i]);
+}
+
+AVX2 BLOCK_BY_BLOCK(strip_avx2, tile_avx2)
+
+#if defined(AVX_VNNI)
+
+AVX_VNNI INLINE void tile_avx_vnni(const Matrix *matrix, int bits, int64_t block, const Row *x, int count, float *out) {
+    __m256 totals[4];
+    __m256i sums[4];
+    for (int i = 0; i < count; i++) totals[i] = _mm256_setzero_ps();
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        int64_t at = place(matrix, block, group);
+        for (int i = 0; i < count; i++) sums[i] = _mm256_set1_epi32(bits == 8 ? x[i].offsets[group] : 0);
+        for (int lane = 0; lane < 8; lane++) {
+            __m256i levels = unsigned_levels(bits, group_bytes(matrix, bits, at), lane);
             for (int i = 0; i < count; i++) {
                 const int8_t *bytes = x[i].bytes + group * GROUP + lane * 4;
-                sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(first, four_bytes(bytes)));
-                sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(second, four_bytes(bytes + GROUP / 2)));
+                sums[i] = add_dots(sums[i], levels, _mm256_set1_epi32(four_bytes(bytes)));
             }
         }
-        for (int i = 0; i < count; i++) sums[i] = _mm256_madd_epi16(sums[i], ones);
-        add_group(matrix, at, x, group, count, sums, totals);
+        add_group(matrix, bits, at, x, group, count, sums, totals);
     }
-    for (int i = 0; i < count; i++) _mm256_storeu_ps(out[i], totals[i]);
+    for (int i = 0; i < count; i++) _mm256_storeu_ps(out + i * STRIP, totals[i]);
 }
 
-AVX2 INLINE void product8(const Matrix *matrix, int64_t block, const Row *x, int count, float out[][ROWS]) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256 totals[TILE];
-    for (int i = 0; i < count; i++) totals[i] = _mm256_setzero_ps();
-    for (int64_t group = 0; group < matrix->groups; group++) {
-        int64_t at = block * matrix->groups + group;
-        const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP));
-        __m256i sums[TILE];
-        for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
-        for (int lane = 0; lane < 8; lane++) {
-            __m256i weight = _mm256_loadu_si256(weights + lane);
-            __m256i size = _mm256_abs_epi8(weight); /* at most 128, unsigned: 128 x 127 x 2 stays inside 16 bits */
-            for (int i = 0; i < count; i++) {
-                __m256i bytes = _mm256_sign_epi8(four_bytes(x[i].bytes + group * GROUP + lane * 4), weight);
-                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(size, bytes), ones));
-            }
-        }
-        add_group(matrix, at, x, group, count, sums, totals);
-    }
-    for (int i = 0; i < count; i++) _mm256_storeu_ps(out[i], totals[i]);
-}
-
-AVX2 static void product4_avx2(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
-    product4(matrix, block, x, 1, out);
-}
-
-AVX2 static void product4_avx2_tile(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
-    product4(matrix, block, x, TILE, out);
-}
-
-AVX2 static void product8_avx2(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
-    product8(matrix, block, x, 1, out);
-}
-
-AVX2 static void product8_avx2_tile(const Matrix *matrix, int64_t block, const Row *x, float out[][ROWS]) {
-    product8(matrix, block, x, TILE, out);
-}
+AVX_VNNI BLOCK_BY_BLOCK(strip_avx_vnni, tile_avx_vnni)
+#else
+#define strip_avx_vnni strip_avx2 /* never asked for */
 #endif
+
+/* Both blocks of the strip side by side. */
+AVX512_VNNI INLINE __m512i beside(__m256i first, __m256i second) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+AVX512_VNNI INLINE __m512 halves_beside(const uint16_t *values, const int64_t at[2]) {
+    __m128i first = _mm_loadu_si128((const __m128i *)(values + at[0] * ROWS));
+    __m128i second = _mm_loadu_si128((const __m128i *)(values + at[1] * ROWS));
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1));
+}
+
+AVX512_VNNI INLINE int tile_avx512(const Matrix *matrix, int bits, const int64_t blocks[2], const Row *x, int count,
+                                   float *out) {
+    __m512 totals[TILE]; /* GCC keeps them in registers where it is told to unroll */
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) totals[i] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        const int64_t at[2] = {place(matrix, blocks[0], group), place(matrix, blocks[1], group)};
+        const uint8_t *first = group_bytes(matrix, bits, at[0]), *second = group_bytes(matrix, bits, at[1]);
+        __m512 scales = halves_beside(matrix->scales, at), minimums;
+        if (bits == 4) minimums = halves_beside(matrix->minimums, at);
+        __m512i levels[8];
+#pragma GCC unroll 8
+        for (int lane = 0; lane < 8; lane++)
+            levels[lane] = beside(unsigned_levels(bits, first, lane), unsigned_levels(bits, second, lane));
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) {
+            const int8_t *bytes = x[i].bytes + group * GROUP;
+            __m512i sums = _mm512_set1_epi32(bits == 8 ? x[i].offsets[group] : 0);
+#pragma GCC unroll 8
+            for (int lane = 0; lane < 8; lane++)
+                sums = _mm512_dpbusd_epi32(sums, levels[lane], _mm512_set1_epi32(four_bytes(bytes + lane * 4)));
+            __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[i].scales[group]));
+            totals[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, totals[i]);
+            if (bits == 4) totals[i] = _mm512_fmadd_ps(minimums, _mm512_set1_ps(x[i].sums[group]), totals[i]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) _mm512_storeu_ps(out + i * STRIP, totals[i]);
+    return count;
+}
+
+AVX512_VNNI static int strip_avx512_vnni(const Matrix *m, const int64_t blocks[2], const Row *x, int64_t left,
+                                         float *out) {
+    if (left >= 16) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 16, out) : tile_avx512(m, 8, blocks, x, 16, out);
+    if (left >= 4) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 4, out) : tile_avx512(m, 8, blocks, x, 4, out);
+    return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 1, out) : tile_avx512(m, 8, blocks, x, 1, out);
+}
+#elif defined(__aarch64__)
+
+INLINE float32x4_t four_halves(const uint16_t *from) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+
+NEON_DOTPROD INLINE void tile_neon(const Matrix *matrix, int bits, int64_t block, const Row *x, int count, float *out) {
+    const uint8x16_t low = vdupq_n_u8(15);
+    float32x4_t totals[4][2];
+    for (int i = 0; i < count; i++) totals[i][0] = totals[i][1] = vdupq_n_f32(0);
+    for (int64_t group = 0; group < matrix->groups; group++) {
+        int64_t at = place(matrix, block, group);
+        const uint8_t *weights = group_bytes(matrix, bits, at);
+        int32x4_t sums[4][2];
+        for (int i = 0; i < count; i++) sums[i][0] = sums[i][1] = vdupq_n_s32(0);
+        for (int lane = 0; lane < 8; lane++) {
+            for (int half = 0; half < 2; half++) { /* four rows each */
+                uint8x16_t levels = vld1q_u8(weights + (bits == 4 ? lane % 4 : lane) * ROWS * 4 + half * 16);
+                if (bits == 4) levels = lane < 4 ? vandq_u8(levels, low) : vshrq_n_u8(levels, 4);
+                for (int i = 0; i < count; i++) {
+                    int32x4_t four = vdupq_n_s32(four_bytes(x[i].bytes + group * GROUP + lane * 4));
+                    sums[i][half] = vdotq_s32(sums[i][half], vreinterpretq_s8_u8(levels), vreinterpretq_s8_s32(four));
+                }
+            }
+        }
+        for (int half = 0; half < 2; half++) {
+            int64_t from = at * ROWS + half * 4;
+            float32x4_t scales = four_halves(matrix->scales + from);
+            for (int i = 0; i < count; i++) {
+                float32x4_t scale = vmulq_n_f32(scales, x[i].scales[group]);
+                totals[i][half] = vfmaq_f32(totals[i][half], vcvtq_f32_s32(sums[i][half]), scale);
+            }
+            if (bits == 8) continue;
+            float32x4_t minimums = four_halves(matrix->minimums + from);
+            for (int i = 0; i < count; i++)
+                totals[i][half] = vfmaq_n_f32(totals[i][half], minimums, x[i].sums[group]);
+        }
+    }
+    for (int i = 0; i < count; i++)
+        for (int half = 0; half < 2; half++) vst1q_f32(out + i * STRIP + half * 4, totals[i][half]);
+}
+
+NEON_DOTPROD BLOCK_BY_BLOCK(strip_neon_dotprod, tile_neon)
+#endif
+
+static const StripProduct STRIPS[ALL_LEVELS] = {
+    [PORTABLE_LEVEL] = strip_portable,
+#if defined(__x86_64__)
+    [AVX2_LEVEL] = strip_avx2,
+    [AVX_VNNI_LEVEL] = strip_avx_vnni,
+    [AVX512_VNNI_LEVEL] = strip_avx512_vnni,
+#elif defined(__aarch64__)
+    [NEON_DOTPROD_LEVEL] = strip_neon_dotprod,
+#endif
+};
 
 typedef struct {
     Matrix matrix;
-    BlockProduct one, tile; /* for one row of x, and for TILE rows (or NULL): each row's sums are the same */
+    StripProduct product;
     int64_t count;
     const Row *x;
     const float *bias;
     float *y;
 } Product;
 
-static void choose_product(Product *product, int wide) {
-    product->one = product_portable;
-#if defined(__x86_64__)
-    if (wide) {
-        int narrow = product->matrix.bits == 4;
-        product->one = narrow ? product4_avx2 : product8_avx2;
-        product->tile = narrow ? product4_avx2_tile : product8_avx2_tile;
-    }
-#else
-    (void)wide;
-#endif
-}
-
-static void store(const Product *product, int64_t block, int64_t row_of_x, const float values[ROWS]) {
-    int64_t first = block * ROWS, left = product->matrix.rows - first;
+/* Values of a strip's rows and one row of x. */
+static void store(const Product *product, int64_t strip, int64_t row_of_x, const float values[STRIP]) {
+    int64_t first = strip * STRIP, left = product->matrix.rows - first;
     float *to = product->y + row_of_x * product->matrix.rows + first;
-    for (int64_t row = 0; row < (left < ROWS ? left : ROWS); row++)
+    for (int64_t row = 0; row < (left < STRIP ? left : STRIP); row++)
         to[row] = product->bias ? values[row] + product->bias[first + row] : values[row];
 }
 
-static void multiply_blocks(const void *context, int64_t first, int64_t end) {
+static void multiply_strips(const void *context, int64_t first, int64_t end) {
     const Product *product = context;
-    float out[TILE][ROWS];
-    for (int64_t block = first; block < end; block++) {
-        int64_t i = 0;
-        for (; product->tile && i + TILE <= product->count; i += TILE) {
-            product->tile(&product->matrix, block, product->x + i, out);
-            for (int k = 0; k < TILE; k++) store(product, block, i + k, out[k]);
-        }
-        for (; i < product->count; i++) {
-            product->one(&product->matrix, block, product->x + i, out);
-            store(product, block, i, out[0]);
+    float out[TILE * STRIP];
+    int64_t last = (product->matrix.rows - 1) / ROWS;
+    for (int64_t strip = first; strip < end; strip++) {
+        const int64_t blocks[2] = {2 * strip, 2 * strip < last ? 2 * strip + 1 : last};
+        for (int64_t i = 0, done; i < product->count; i += done) {
+            done = product->product(&product->matrix, blocks, product->x + i, product->count - i, out);
+            for (int64_t k = 0; k < done; k++) store(product, strip, i + k, out + k * STRIP);
         }
     }
 }
@@ -466,30 +682,33 @@ static int64_t batch_of(int64_t weights) {
 
 /* y [count][rows] = x [count][columns] times the matrix's rows, plus the bias if there is one. Returns 0, or -1 when
  * memory ran out. Sizes can't overflow: the scratch is smaller than x itself and one Row for each of its rows. */
-EXPORT int quatrain_multiply(Pool *pool, int wide, int bits, int64_t rows, int64_t columns, const uint8_t *blocks,
+EXPORT int quatrain_multiply(Pool *pool, int level, int bits, int64_t rows, int64_t columns, const uint8_t *blocks,
                              const uint16_t *scales, const uint16_t *minimums, const float *x, int64_t count,
                              const float *bias, float *y) {
     if (count == 0) return 0;
     int64_t groups = (columns + GROUP - 1) / GROUP;
-    size_t each = (size_t)groups * (GROUP + 2 * sizeof(float));
+    size_t each = (size_t)groups * (GROUP + 2 * sizeof(float) + sizeof(int32_t));
     Row *list = malloc((size_t)count * (each + sizeof(Row)));
     if (!list) return -1;
     char *next = (char *)(list + count);
     for (int64_t i = 0; i < count; i++, next += each) {
         list[i].scales = (float *)next;
         list[i].sums = list[i].scales + groups;
-        list[i].bytes = (int8_t *)(list[i].sums + groups);
+        list[i].offsets = (int32_t *)(list[i].sums + groups);
+        list[i].bytes = (int8_t *)(list[i].offsets + groups);
     }
     Rounding rounding = {x, columns, groups, list};
-    run(pool, wide ? round_rows_avx2 : round_rows, &rounding, count, batch_of(columns));
-    Product product = {{bits, rows, groups, blocks, scales, minimums}, NULL, NULL, count, list, bias, y};
-    choose_product(&product, wide);
-    run(pool, multiply_blocks, &product, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns * count));
+    run(pool, ROUND_ROWS[level], &rounding, count, batch_of(columns));
+    Product product = {{bits, rows, groups, blocks, scales, minimums}, STRIPS[level], count, list, bias, y};
+    run(pool, multiply_strips, &product, (rows + STRIP - 1) / STRIP, batch_of(STRIP * columns * count));
     free(list);
     return 0;
 }
 
 /* -- FP16 matrices, row after row -- */
+
+/* The most products of a tile; and the fewest rows of a batch, a tile's. */
+enum { PRODUCTS = 24, HALF_BATCH = 8 };
 
 typedef struct {
     const uint16_t *weights; /* [rows][columns] */
@@ -500,23 +719,60 @@ typedef struct {
     float *y;
 } HalfProduct;
 
-static void multiply_halves(const void *context, int64_t first, int64_t end) {
-    const HalfProduct *job = context;
-    for (int64_t row = first; row < end; row++) {
-        const uint16_t *weights = job->weights + row * job->columns;
-        for (int64_t i = 0; i < job->count; i++) {
-            const float *x = job->x + i * job->columns;
-            float sums[ROWS] = {0}, total = job->bias ? job->bias[row] : 0;
-            int64_t column = 0;
-            for (; column + ROWS <= job->columns; column += ROWS)
-                for (int lane = 0; lane < ROWS; lane++)
-                    sums[lane] += half_to_float(weights[column + lane]) * x[column + lane];
-            for (; column < job->columns; column++) sums[0] += half_to_float(weights[column]) * x[column];
-            for (int lane = 0; lane < ROWS; lane++) total += sums[lane];
-            job->y[i * job->rows + row] = total;
+static void store_half_product(const HalfProduct *job, int64_t row, int64_t i, float total) {
+    job->y[i * job->rows + row] = job->bias ? total + job->bias[row] : total;
+}
+
+/* What columns beyond the last whole sixteen add to a product. */
+INLINE float half_tail(const HalfProduct *job, int64_t row, int64_t i) {
+    float total = 0;
+    for (int64_t column = job->columns / 16 * 16; column < job->columns; column++)
+        total += half_to_float(job->weights[row * job->columns + column]) * job->x[i * job->columns + column];
+    return total;
+}
+
+/* In the tiles below `rows` rows of the matrix meet `count` rows of x. Each product has sixteen sums, added up in the
+ * same order whatever the two counts are. */
+
+INLINE void half_tile_portable(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    float sums[PRODUCTS][16] = {{0}}, wide[16];
+    for (int64_t column = 0; column + 16 <= job->columns; column += 16) {
+        for (int a = 0; a < rows; a++) {
+            const uint16_t *weights = job->weights + (row + a) * job->columns + column;
+            for (int lane = 0; lane < 16; lane++) wide[lane] = half_to_float(weights[lane]);
+            for (int b = 0; b < count; b++) {
+                const float *x = job->x + (i + b) * job->columns + column;
+                for (int lane = 0; lane < 16; lane++) sums[a * count + b][lane] += wide[lane] * x[lane];
+            }
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            float total = 0;
+            for (int lane = 0; lane < 16; lane++) total += sums[a * count + b][lane];
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
         }
     }
 }
+
+/* All rows first .. end - 1, so many at a time; and all rows of x, as many at a time as a tile of `most` has, then two,
+ * then one, which meets `alone` rows of the matrix. */
+#define ROWS_OF_HALVES(name, tile, most_rows, most, alone)                                                           \
+    static void name(const void *context, int64_t first, int64_t end) {                                              \
+        const HalfProduct *job = context;                                                                            \
+        int64_t i = 0;                                                                                               \
+        for (; i + most <= job->count; i += most) HALVES_DOWN(tile, most_rows, most)                                 \
+        for (; i + 2 <= job->count; i += 2) HALVES_DOWN(tile, most_rows, 2)                                          \
+        for (; i < job->count; i++) HALVES_DOWN(tile, alone, 1)                                                      \
+    }
+#define HALVES_DOWN(tile, at_once, count)                                                                            \
+    {                                                                                                                \
+        int64_t row = first;                                                                                         \
+        for (; row + at_once <= end; row += at_once) tile(job, row, at_once, i, count);                              \
+        for (; row < end; row++) tile(job, row, 1, i, count);                                                        \
+    }
+
+ROWS_OF_HALVES(multiply_halves, half_tile_portable, 1, 4, 1)
 
 #if defined(__x86_64__)
 
@@ -526,63 +782,113 @@ AVX2 INLINE float add_up(__m256 values) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* `rows` rows of the matrix from `row` times `count` rows of x from `i`, at most TILE products. Each of them is added
- * up in the same order, whatever the two counts are. */
-AVX2 INLINE void halves_tile(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+AVX2 INLINE void half_tile_avx2(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
     const int64_t columns = job->columns;
     const uint16_t *weights = job->weights + row * columns;
     const float *x = job->x + i * columns;
-    __m256 even[TILE], odd[TILE]; /* two sums for each product, so that one addition need not await the last */
-    for (int k = 0; k < rows * count; k++) even[k] = odd[k] = _mm256_setzero_ps();
-    int64_t column = 0;
-    for (; column + 16 <= columns; column += 16) {
-        for (int a = 0; a < rows; a++) {
-            __m256 first = load_halves(weights + a * columns + column);
-            __m256 second = load_halves(weights + a * columns + column + 8);
-            for (int b = 0; b < count; b++) {
-                const float *from = x + b * columns + column;
-                int k = a * count + b;
-                even[k] = _mm256_fmadd_ps(first, _mm256_loadu_ps(from), even[k]);
-                odd[k] = _mm256_fmadd_ps(second, _mm256_loadu_ps(from + 8), odd[k]);
+    __m256 early[PRODUCTS], late[PRODUCTS]; /* eight sums each */
+    for (int k = 0; k < rows * count; k++) early[k] = late[k] = _mm256_setzero_ps();
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+        for (int half = 0; half < 2; half++) {
+            __m256 *sums = half ? late : early;
+            for (int a = 0; a < rows; a++) {
+                __m256 wide = load_halves(weights + a * columns + column + half * 8);
+                for (int b = 0; b < count; b++) {
+                    __m256 row_of_x = _mm256_loadu_ps(x + b * columns + column + half * 8);
+                    sums[a * count + b] = _mm256_fmadd_ps(wide, row_of_x, sums[a * count + b]);
+                }
             }
         }
     }
     for (int a = 0; a < rows; a++) {
         for (int b = 0; b < count; b++) {
-            float total = add_up(_mm256_add_ps(even[a * count + b], odd[a * count + b]));
-            for (int64_t last = column; last < columns; last++)
-                total += half_to_float(weights[a * columns + last]) * x[b * columns + last];
-            job->y[(i + b) * job->rows + row + a] = job->bias ? total + job->bias[row + a] : total;
+            float total = add_up(_mm256_add_ps(early[a * count + b], late[a * count + b]));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
         }
     }
 }
 
-/* All rows first .. end - 1, so many at a time. */
-AVX2 INLINE void halves_rows(const HalfProduct *job, int64_t first, int64_t end, int rows, int64_t i, int count) {
-    int64_t row = first;
-    for (; row + rows <= end; row += rows) halves_tile(job, row, rows, i, count);
-    for (; row < end; row++) halves_tile(job, row, 1, i, count);
-}
+AVX2 ROWS_OF_HALVES(multiply_halves_avx2, half_tile_avx2, 2, 3, 4)
 
-AVX2 static void multiply_halves_avx2(const void *context, int64_t first, int64_t end) {
-    const HalfProduct *job = context;
-    int64_t i = 0;
-    for (; i + 4 <= job->count; i += 4) halves_rows(job, first, end, 1, i, 4);
-    switch (job->count - i) {
-        case 1: halves_rows(job, first, end, 4, i, 1); break;
-        case 2: halves_rows(job, first, end, 2, i, 2); break;
-        case 3: halves_rows(job, first, end, 1, i, 3); break;
+AVX512_VNNI INLINE void half_tile_avx512(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    const int64_t columns = job->columns;
+    const uint16_t *weights = job->weights + row * columns;
+    const float *x = job->x + i * columns;
+    __m512 sums[PRODUCTS], wide[8];
+#pragma GCC unroll 32
+    for (int k = 0; k < rows * count; k++) sums[k] = _mm512_setzero_ps();
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+#pragma GCC unroll 8
+        for (int a = 0; a < rows; a++)
+            wide[a] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(weights + a * columns + column)));
+#pragma GCC unroll 8
+        for (int b = 0; b < count; b++) {
+            __m512 row_of_x = _mm512_loadu_ps(x + b * columns + column);
+#pragma GCC unroll 8
+            for (int a = 0; a < rows; a++)
+                sums[a * count + b] = _mm512_fmadd_ps(wide[a], row_of_x, sums[a * count + b]);
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            __m512 all = sums[a * count + b];
+            __m256 late = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1));
+            float total = add_up(_mm256_add_ps(_mm512_castps512_ps256(all), late));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
+        }
     }
 }
-#else
-#define multiply_halves_avx2 multiply_halves
+
+AVX512_VNNI ROWS_OF_HALVES(multiply_halves_avx512, half_tile_avx512, 4, 6, 8)
+#elif defined(__aarch64__)
+
+INLINE void half_tile_neon(const HalfProduct *job, int64_t row, int rows, int64_t i, int count) {
+    const int64_t columns = job->columns;
+    const uint16_t *weights = job->weights + row * columns;
+    const float *x = job->x + i * columns;
+    float32x4_t sums[PRODUCTS][4];
+    for (int k = 0; k < rows * count; k++)
+        for (int part = 0; part < 4; part++) sums[k][part] = vdupq_n_f32(0);
+    for (int64_t column = 0; column + 16 <= columns; column += 16) {
+        for (int part = 0; part < 4; part++) {
+            for (int a = 0; a < rows; a++) {
+                float32x4_t wide = four_halves(weights + a * columns + column + part * 4);
+                for (int b = 0; b < count; b++) {
+                    float32x4_t row_of_x = vld1q_f32(x + b * columns + column + part * 4);
+                    sums[a * count + b][part] = vfmaq_f32(sums[a * count + b][part], wide, row_of_x);
+                }
+            }
+        }
+    }
+    for (int a = 0; a < rows; a++) {
+        for (int b = 0; b < count; b++) {
+            float32x4_t *parts = sums[a * count + b];
+            float total = vaddvq_f32(vaddq_f32(vaddq_f32(parts[0], parts[1]), vaddq_f32(parts[2], parts[3])));
+            store_half_product(job, row + a, i + b, total + half_tail(job, row + a, i + b));
+        }
+    }
+}
+
+ROWS_OF_HALVES(multiply_halves_neon, half_tile_neon, 2, 2, 2)
 #endif
 
+static const Task MULTIPLY_HALVES[ALL_LEVELS] = {
+    [PORTABLE_LEVEL] = multiply_halves,
+#if defined(__x86_64__)
+    [AVX2_LEVEL] = multiply_halves_avx2,
+    [AVX_VNNI_LEVEL] = multiply_halves_avx2,
+    [AVX512_VNNI_LEVEL] = multiply_halves_avx512,
+#elif defined(__aarch64__)
+    [NEON_DOTPROD_LEVEL] = multiply_halves_neon,
+#endif
+};
+
 /* y [count][rows] = x [count][columns] times the rows of a float16 matrix, plus the bias if there is one. */
-EXPORT void quatrain_multiply_halves(Pool *pool, int wide, int64_t rows, int64_t columns, const uint16_t *weights,
+EXPORT void quatrain_multiply_halves(Pool *pool, int level, int64_t rows, int64_t columns, const uint16_t *weights,
                                      const float *x, int64_t count, const float *bias, float *y) {
+    int64_t batch = batch_of(columns * count);
     HalfProduct job = {weights, rows, columns, x, count, bias, y};
-    run(pool, wide ? multiply_halves_avx2 : multiply_halves, &job, rows, batch_of(columns * count));
+    run(pool, MULTIPLY_HALVES[level], &job, rows, batch > HALF_BATCH ? batch : HALF_BATCH);
 }
 
 /* -- Packing: eight rows at a time, one in each lane of a vector -- */
@@ -741,13 +1047,21 @@ static void pack_blocks(const void *context, int64_t first, int64_t end) {
 AVX2 static void pack_blocks_avx2(const void *context, int64_t first, int64_t end) {
     pack_blocks_body(context, first, end);
 }
-#else
-#define pack_blocks_avx2 pack_blocks
 #endif
 
+static const Task PACK_BLOCKS[ALL_LEVELS] = {
+    [PORTABLE_LEVEL] = pack_blocks,
+#if defined(__x86_64__)
+    [AVX2_LEVEL] = pack_blocks_avx2,
+    [AVX_VNNI_LEVEL] = pack_blocks_avx2,
+    [AVX512_VNNI_LEVEL] = pack_blocks_avx2,
+#endif
+    [NEON_DOTPROD_LEVEL] = pack_blocks,
+};
+
 /* Packs float weights [rows][columns] into blocks, scales and (INT4 only) minimums. */
-EXPORT void quatrain_quantize(Pool *pool, int wide, int bits, int64_t rows, int64_t columns, const float *weights,
+EXPORT void quatrain_quantize(Pool *pool, int level, int bits, int64_t rows, int64_t columns, const float *weights,
                               uint8_t *blocks, uint16_t *scales, uint16_t *minimums) {
     Packing packing = {bits, rows, columns, (columns + GROUP - 1) / GROUP, weights, blocks, scales, minimums};
-    run(pool, wide ? pack_blocks_avx2 : pack_blocks, &packing, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns));
+    run(pool, PACK_BLOCKS[level], &packing, (rows + ROWS - 1) / ROWS, batch_of(ROWS * columns));
 }

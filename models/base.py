@@ -187,6 +187,13 @@ class BaseModel(nn.Module):
 
     args: BaseArgs
 
+    def __call__(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:
+        """As forward, in one call of C where that can do it: a few tokens that continue a cache, on the CPU."""
+        from . import fused  # not above: it builds on layers.py, and that on this file
+
+        logits = None if "forward" in vars(self) else fused.step(self, ids, cache, last)
+        return super().__call__(ids, cache, last) if logits is None else logits
+
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:
         """ids: int64 [1, time] -> logits: float32 [1, time, vocab], or [1, 1, vocab] if only the last row is wanted.
 

@@ -937,12 +937,10 @@ typedef struct {
 struct Leaves {
     void (*widen)(const uint16_t *from, float *to, int64_t count);
     void (*narrow)(const float *from, uint16_t *to, int64_t count);
-    Task settle, turn, attend, merge, activate, multiply_floats;
+    void (*score)(const float *query, const float *keys, int64_t wide, float *scores);
+    void (*mix)(const float *weights, const float *values, int64_t wide, float *to);
+    Task settle, turn, attend, merge, activate;
 };
-
-INLINE float multiply_add(int fused, float a, float b, float c) {
-    return fused ? __builtin_fmaf(a, b, c) : a * b + c;
-}
 
 INLINE float total_of(const float sums[ROWS]) {
     float total = 0;
@@ -951,27 +949,22 @@ INLINE float total_of(const float sums[ROWS]) {
 }
 
 /* e^x for x from -87 to 88, what is beyond as these: to a few units in the last place. */
-INLINE float exponential(float x) {
-    x = x < -87 ? -87 : x;
-    x = x > 88 ? 88 : x;
-    float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* x / ln 2: its nearest whole number is in the low bits */
-    float whole = shifted - 0x1.8p23f;
-    float rest = x - whole * 0x1.62e4p-1f; /* ln 2 in two parts, so that the first product is exact */
-    rest = rest - whole * 0x1.7f7d1cp-20f;
-    float series = 1.0f / 5040;
-    series = series * rest + 1.0f / 720;
-    series = series * rest + 1.0f / 120;
-    series = series * rest + 1.0f / 24;
-    series = series * rest + 1.0f / 6;
+INLINE void exponentials(Lanes *x) {
+    const Lanes zero = {0}, one = zero + 1, magic = zero + 0x1.8p23f;
+    const Lanes low = HIGHER(zero - 87, *x), bounded = LOWER(zero + 88, low); /* what is no number passes both */
+    const Lanes shifted = bounded * 0x1.715476p0f + magic; /* the whole number nearest to x / ln 2 is in the low bits */
+    const Lanes whole = shifted - magic;
+    Lanes rest = bounded - whole * 0x1.62e4p-1f; /* ln 2 in two parts, so that the first product is exact */
+    rest -= whole * 0x1.7f7d1cp-20f;
+    Lanes series = one / 5040;
+    series = series * rest + one / 720;
+    series = series * rest + one / 120;
+    series = series * rest + one / 24;
+    series = series * rest + one / 6;
     series = series * rest + 0.5f;
-    series = series * rest + 1;
-    series = series * rest + 1;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return series * power;
+    series = series * rest + one;
+    series = series * rest + one;
+    *x = series * (Lanes)(((Mask)shifted + 127) << 23);
 }
 
 /* -- Leaves: from rows to rows -- */
@@ -1008,12 +1001,11 @@ INLINE void round_row(const float *x, int64_t columns, Row *row) {
 }
 
 /* Adds what attention or the MLP gave to the residual, and norms the sum for what comes next. */
-INLINE void settle_body(int fused, const void *context, int64_t first, int64_t end) {
+INLINE void settle_body(const void *context, int64_t first, int64_t end) {
     const Run *run = context;
     const Model *model = run->model;
     const int64_t hidden = model->hidden;
     const float alpha = (float)model->alpha;
-    (void)fused;
     for (int64_t row = first; row < end; row++) {
         float *x = run->x + row * hidden, *normed = run->normed + row * hidden;
         const float *out = run->out + row * hidden;
@@ -1066,11 +1058,10 @@ static void keep(const Run *run, void *cache, int64_t kv_head, int64_t position,
 }
 
 /* Turns queries and keys by their positions, and writes keys and values to the cache. */
-INLINE void turn_body(int fused, const void *context, int64_t first, int64_t end) {
+INLINE void turn_body(const void *context, int64_t first, int64_t end) {
     const Run *run = context;
     const Model *model = run->model;
     float turned[WIDEST_HEAD + ROWS];
-    (void)fused;
     for (int64_t row = first; row < end; row++) {
         const int64_t position = run->step->start + row, angles = row * model->sections * model->pairs;
         const float *cosines = run->cosines + angles, *sines = run->sines + angles;
@@ -1103,48 +1094,52 @@ INLINE void fetch(const Run *run, const void *from, int64_t count, float *to) {
     }
 }
 
-/* The products of a query with ROWS keys. */
-INLINE void score(int fused, const float *query, const float *keys, int64_t wide, float *scores) {
-    float sums[ROWS][ROWS] = {{0}};
-    for (int64_t i = 0; i < wide; i += ROWS)
-        for (int key = 0; key < ROWS; key++)
-            for (int lane = 0; lane < ROWS; lane++)
-                sums[key][lane] = multiply_add(fused, query[i + lane], keys[key * wide + i + lane], sums[key][lane]);
-    for (int key = 0; key < ROWS; key++) scores[key] = total_of(sums[key]);
+/* The products of a query with ROWS keys, [ROWS][wide]. */
+static void score(const float *query, const float *keys, int64_t wide, float *scores) {
+    for (int key = 0; key < ROWS; key++, keys += wide) {
+        float sums[ROWS] = {0};
+        for (int64_t i = 0; i < wide; i += ROWS)
+            for (int lane = 0; lane < ROWS; lane++) sums[lane] += query[i + lane] * keys[i + lane];
+        scores[key] = total_of(sums);
+    }
 }
 
-/* Adds ROWS values by their weights. */
-INLINE void mix(int fused, const float *weights, const float *values, int64_t wide, float *restrict to) {
+/* Adds ROWS values, [ROWS][wide], by their weights. */
+static void mix(const float *weights, const float *values, int64_t wide, float *to) {
     for (int64_t i = 0; i < wide; i++) {
         float sum = to[i];
-        for (int value = 0; value < ROWS; value++) sum = multiply_add(fused, weights[value], values[value * wide + i], sum);
+        for (int value = 0; value < ROWS; value++) sum += weights[value] * values[value * wide + i];
         to[i] = sum;
     }
 }
 
-/* Scores of `count` positions -> their exponentials relative to the highest; what fills the last ROWS counts nothing. */
+/* Scores of `count` positions -> their exponentials relative to the highest, with zeros behind them to a multiple of
+ * ROWS. `behind` is how far the first position is behind the query's. */
 INLINE void weigh(float *scores, int64_t count, float scale, float slope, int64_t behind, float *share) {
-    float most[ROWS], sums[ROWS] = {0}, highest;
     const int64_t filled = (count + ROWS - 1) / ROWS * ROWS;
-    for (int64_t i = 0; i < count; i++) scores[i] = scores[i] * scale + slope * (float)(i - behind);
-    for (int64_t i = count; i < filled; i++) scores[i] = -INFINITY;
-    for (int lane = 0; lane < ROWS; lane++) most[lane] = scores[lane];
-    for (int64_t i = ROWS; i < filled; i += ROWS)
-        for (int lane = 0; lane < ROWS; lane++) most[lane] = scores[i + lane] > most[lane] ? scores[i + lane] : most[lane];
-    highest = most[0];
-    for (int lane = 1; lane < ROWS; lane++) highest = most[lane] > highest ? most[lane] : highest;
-    for (int64_t i = 0; i < filled; i += ROWS) {
-        for (int lane = 0; lane < ROWS; lane++) {
-            scores[i + lane] = exponential(scores[i + lane] - highest);
-            sums[lane] += scores[i + lane];
-        }
+    const Lanes ahead = {0, 1, 2, 3, 4, 5, 6, 7};
+    Lanes *lanes = (Lanes *)scores, most = {0}, sums = {0};
+    float highest = -INFINITY, sum = 0;
+    most += highest;
+    for (int64_t i = 0; i < filled / ROWS; i++) {
+        lanes[i] = lanes[i] * scale + (ahead + (float)(i * ROWS - behind)) * slope;
+        for (int64_t j = count; j < (i + 1) * ROWS; j++) scores[j] = -INFINITY;
+        most = HIGHER(most, lanes[i]);
     }
+    for (int lane = 0; lane < ROWS; lane++) highest = highest > most[lane] ? highest : most[lane];
+    for (int64_t i = 0; i < filled / ROWS; i++) {
+        lanes[i] -= highest;
+        exponentials(&lanes[i]);
+        for (int64_t j = count; j < (i + 1) * ROWS; j++) scores[j] = 0;
+        sums += lanes[i];
+    }
+    for (int lane = 0; lane < ROWS; lane++) sum += sums[lane];
     share[0] = highest;
-    share[1] = total_of(sums);
+    share[1] = sum;
 }
 
 /* One row's heads that share a key/value head, over one chunk of positions. */
-INLINE void attend_chunk(int fused, const Run *run, int64_t row, int64_t kv_head, int64_t chunk) {
+INLINE void attend_chunk(const Run *run, int64_t row, int64_t kv_head, int64_t chunk) {
     const Model *model = run->model;
     const int64_t group = model->heads / model->kv_heads, wide = run->wide;
     const int64_t position = run->step->start + run->first_row + row, from = chunk * CHUNK;
@@ -1154,82 +1149,96 @@ INLINE void attend_chunk(int fused, const Run *run, int64_t row, int64_t kv_head
     const int64_t stride = ROWS * model->head_size * run->step->cache_bits / 8;
     const float *query = run->turned + ((run->first_row + row) * model->heads + kv_head * group) * wide;
     const int64_t first = (row * model->heads + kv_head * group) * run->chunks + chunk;
+    const float scale = 1 / sqrtf((float)model->head_size);
     float fetched[ROWS * WIDEST_HEAD];
     for (int64_t i = 0; i < count; i += ROWS, keys += stride) {
         fetch(run, keys, count - i < ROWS ? count - i : ROWS, fetched);
         for (int64_t head = 0; head < group; head++)
-            score(fused, query + head * wide, fetched, wide, run->scores + (first + head * run->chunks) * CHUNK + i);
+            run->leaves->score(query + head * wide, fetched, wide, run->scores + (first + head * run->chunks) * CHUNK + i);
     }
     for (int64_t head = 0; head < group; head++) {
         const int64_t at = first + head * run->chunks;
         const float slope = model->slopes ? model->slopes[kv_head * group + head] : 0;
-        weigh(run->scores + at * CHUNK, count, 1 / sqrtf((float)model->head_size), slope, position - from, run->shares + 2 * at);
+        weigh(run->scores + at * CHUNK, count, scale, slope, position - from, run->shares + 2 * at);
         memset(run->parts + at * wide, 0, (size_t)wide * sizeof(float));
     }
     for (int64_t i = 0; i < count; i += ROWS, values += stride) {
         fetch(run, values, count - i < ROWS ? count - i : ROWS, fetched);
         for (int64_t head = 0; head < group; head++) {
             const int64_t at = first + head * run->chunks;
-            mix(fused, run->scores + at * CHUNK + i, fetched, wide, run->parts + at * wide);
+            run->leaves->mix(run->scores + at * CHUNK + i, fetched, wide, run->parts + at * wide);
         }
     }
 }
 
 /* Items are [rows at once][kv_heads][chunks]. */
-INLINE void attend_body(int fused, const void *context, int64_t first, int64_t end) {
+INLINE void attend_body(const void *context, int64_t first, int64_t end) {
     const Run *run = context;
     const int64_t kv_heads = run->model->kv_heads;
     for (int64_t item = first; item < end; item++) {
         const int64_t chunk = item % run->chunks, kv_head = item / run->chunks % kv_heads;
         const int64_t row = item / run->chunks / kv_heads;
-        if (chunk * CHUNK <= run->step->start + run->first_row + row) attend_chunk(fused, run, row, kv_head, chunk);
+        if (chunk * CHUNK <= run->step->start + run->first_row + row) attend_chunk(run, row, kv_head, chunk);
     }
 }
 
-/* A head's chunks weighed by their shares. */
-INLINE void merge_head(int fused, const Run *run, int64_t at, int64_t chunks, float *to) {
+/* A head's chunks, weighed by their shares. */
+INLINE void merge_head(const Run *run, int64_t at, int64_t chunks, float *restrict to) {
     const int64_t size = run->model->head_size;
     const float *shares = run->shares + 2 * at;
     float highest = shares[0], sum = 0;
     for (int64_t chunk = 1; chunk < chunks; chunk++)
         highest = shares[2 * chunk] > highest ? shares[2 * chunk] : highest;
-    for (int64_t i = 0; i < size; i++) to[i] = 0;
+    memset(to, 0, (size_t)size * sizeof *to);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        const float weight = exponential(shares[2 * chunk] - highest), *part = run->parts + (at + chunk) * run->wide;
+        const float *restrict part = run->parts + (at + chunk) * run->wide;
+        Lanes weights = {shares[2 * chunk] - highest};
+        exponentials(&weights);
+        const float weight = weights[0];
         sum += weight * shares[2 * chunk + 1];
-        for (int64_t i = 0; i < size; i++) to[i] = multiply_add(fused, weight, part[i], to[i]);
+        for (int64_t i = 0; i < size; i++) to[i] += weight * part[i];
     }
     for (int64_t i = 0; i < size; i++) to[i] /= sum;
 }
 
-INLINE void merge_body(int fused, const void *context, int64_t first, int64_t end) {
+INLINE void merge_body(const void *context, int64_t first, int64_t end) {
     const Run *run = context;
     const int64_t heads = run->model->heads, size = run->model->head_size;
     for (int64_t i = first; i < end; i++) {
         const int64_t row = run->first_row + i, chunks = (run->step->start + row) / CHUNK + 1;
         float *to = run->attended + row * heads * size;
         for (int64_t head = 0; head < heads; head++)
-            merge_head(fused, run, (i * heads + head) * run->chunks, chunks, to + head * size);
+            merge_head(run, (i * heads + head) * run->chunks, chunks, to + head * size);
         round_row(to, heads * size, &run->rows[row]);
     }
 }
 
 /* silu(gate) * up, or GELU in its form with tanh: x * (1 + tanh u) / 2 is x / (1 + e^-2u). */
-INLINE void activate_body(int fused, const void *context, int64_t first, int64_t end) {
+INLINE void activate_lanes(int gated, float *gate, const float *up, int64_t count) {
+    Lanes x = {0}, other = {0};
+    memcpy(&x, gate, (size_t)count * sizeof *gate);
+    memcpy(&other, up, (size_t)count * sizeof *up);
+    const Lanes u = (x + x * x * x * 0x1.6e4e26p-5f) * 0x1.988454p-1f; /* .044715, the root of 2 / pi */
+    Lanes falling = gated ? -x : u * -2;
+    exponentials(&falling);
+    x /= falling + 1;
+    if (gated) x *= other;
+    memcpy(gate, &x, (size_t)count * sizeof *gate);
+}
+
+INLINE void activate_body(const void *context, int64_t first, int64_t end) {
     const Run *run = context;
     const int64_t inner = run->model->inner, gates = run->layer->gate.rows;
     const int64_t ups = run->layer->up.rows ? run->layer->up.rows : gates;
-    (void)fused;
     for (int64_t row = first; row < end; row++) {
-        float *restrict gate = run->gate + row * gates;
-        const float *restrict up = run->up + row * ups;
+        float *gate = run->gate + row * gates;
+        const float *up = run->model->gated ? run->up + row * ups : gate;
+        int64_t i = 0;
         if (run->model->gated)
-            for (int64_t i = 0; i < inner; i++) gate[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+            for (; i + ROWS <= inner; i += ROWS) activate_lanes(1, gate + i, up + i, ROWS);
         else
-            for (int64_t i = 0; i < inner; i++) {
-                const float x = gate[i], u = 0x1.988454p-1f * (x + 0x1.6e4e26p-5f * x * x * x); /* sqrt(2 / pi), .044715 */
-                gate[i] = x / (1 + exponential(-2 * u));
-            }
+            for (; i + ROWS <= inner; i += ROWS) activate_lanes(0, gate + i, up + i, ROWS);
+        if (i < inner) activate_lanes(run->model->gated != 0, gate + i, up + i, inner - i);
         round_row(gate, inner, &run->rows[row]);
     }
 }
@@ -1244,7 +1253,7 @@ typedef struct {
     float *y;
 } FloatProduct;
 
-INLINE void multiply_floats_body(int fused, const void *context, int64_t first, int64_t end) {
+static void multiply_floats(const void *context, int64_t first, int64_t end) {
     const FloatProduct *job = context;
     for (int64_t row = first; row < end; row++) {
         const float *weights = job->weights + row * job->columns;
@@ -1253,10 +1262,8 @@ INLINE void multiply_floats_body(int fused, const void *context, int64_t first, 
             float sums[ROWS] = {0};
             int64_t column = 0;
             for (; column + ROWS <= job->columns; column += ROWS)
-                for (int lane = 0; lane < ROWS; lane++)
-                    sums[lane] = multiply_add(fused, weights[column + lane], x[column + lane], sums[lane]);
-            for (; column < job->columns; column++)
-                sums[0] = multiply_add(fused, weights[column], x[column], sums[0]);
+                for (int lane = 0; lane < ROWS; lane++) sums[lane] += weights[column + lane] * x[column + lane];
+            for (; column < job->columns; column++) sums[0] += weights[column] * x[column];
             const float total = total_of(sums);
             job->y[i * job->rows + row] = job->bias ? total + job->bias[row] : total;
         }
@@ -1273,15 +1280,14 @@ static void narrow(const float *from, uint16_t *to, int64_t count) {
 
 #define LEAF(name) \
     static void name(const void *context, int64_t first, int64_t end) { \
-        name##_body(0, context, first, end); \
+        name##_body(context, first, end); \
     }
 LEAF(settle)
 LEAF(turn)
 LEAF(attend)
 LEAF(merge)
 LEAF(activate)
-LEAF(multiply_floats)
-static const Leaves leaves_portable = {widen, narrow, settle, turn, attend, merge, activate, multiply_floats};
+static const Leaves leaves_portable = {widen, narrow, score, mix, settle, turn, attend, merge, activate};
 
 #if defined(__x86_64__)
 
@@ -1301,17 +1307,42 @@ AVX2 static void narrow_avx2(const float *from, uint16_t *to, int64_t count) {
     for (; i < count; i++) to[i] = float_to_half(from[i]);
 }
 
+AVX2 static void score_avx2(const float *query, const float *keys, int64_t wide, float *scores) {
+    __m256 sums[ROWS];
+    for (int key = 0; key < ROWS; key++) sums[key] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < wide; i += ROWS) {
+        __m256 part = _mm256_loadu_ps(query + i);
+        for (int key = 0; key < ROWS; key++)
+            sums[key] = _mm256_fmadd_ps(part, _mm256_loadu_ps(keys + key * wide + i), sums[key]);
+    }
+    __m256 first = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+    __m256 second = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
+    __m256 low = _mm256_permute2f128_ps(first, second, 0x20), high = _mm256_permute2f128_ps(first, second, 0x31);
+    _mm256_storeu_ps(scores, _mm256_add_ps(low, high));
+}
+
+AVX2 static void mix_avx2(const float *weights, const float *values, int64_t wide, float *to) {
+    __m256 each[ROWS];
+    for (int value = 0; value < ROWS; value++) each[value] = _mm256_set1_ps(weights[value]);
+    for (int64_t i = 0; i < wide; i += ROWS) {
+        __m256 sum = _mm256_loadu_ps(to + i);
+        for (int value = 0; value < ROWS; value++)
+            sum = _mm256_fmadd_ps(each[value], _mm256_loadu_ps(values + value * wide + i), sum);
+        _mm256_storeu_ps(to + i, sum);
+    }
+}
+
 #define LEAF_AVX2(name) \
     AVX2 static void name##_avx2(const void *context, int64_t first, int64_t end) { \
-        name##_body(1, context, first, end); \
+        name##_body(context, first, end); \
     }
 LEAF_AVX2(settle)
 LEAF_AVX2(turn)
 LEAF_AVX2(attend)
 LEAF_AVX2(merge)
 LEAF_AVX2(activate)
-LEAF_AVX2(multiply_floats)
-static const Leaves leaves_avx2 = {widen_avx2, narrow_avx2, settle_avx2, turn_avx2, attend_avx2, merge_avx2, activate_avx2, multiply_floats_avx2};
+static const Leaves leaves_avx2 = {widen_avx2, narrow_avx2,  score_avx2, mix_avx2, settle_avx2,
+                                     turn_avx2,  attend_avx2,  merge_avx2, activate_avx2};
 
 static const Leaves *choose_leaves(int level) {
     return level ? &leaves_avx2 : &leaves_portable;
@@ -1387,7 +1418,7 @@ static void add_product(const Run *run, Products *products, const Weights *weigh
         products->part[i].job.halves =
             (HalfProduct){weights->values, weights->rows, weights->columns, x, count, weights->bias, y};
     } else {
-        products->part[i].task = run->leaves->multiply_floats;
+        products->part[i].task = multiply_floats;
         products->part[i].job.floats =
             (FloatProduct){weights->values, weights->rows, weights->columns, weights->columns, x, count, weights->bias, y};
     }

@@ -264,7 +264,8 @@ class Fused:
         return {name: structures.Heads(*place) for name, place in zip(names, places, strict=True)}
 
     def _describe_layers(self, model: BaseModel) -> ctypes.Array:
-        layers = [self._describe_layer(block) for block in self._part(model, self._layout.blocks)]
+        blocks = self._part(model, self._layout.blocks)
+        layers = [self._describe_layer(self._part(blocks, name)) for name, _ in blocks.named_children()]
         return (structures.Layer * len(layers))(*layers)
 
     def _describe_layer(self, block: nn.Module) -> structures.Layer:

@@ -925,7 +925,7 @@ typedef struct {
     int64_t first_row;            /* of those whose attention is being computed */
     int settles;                  /* whether `out` is to be added to x before the norm */
     Norm norm;
-    float *x, *normed, *out, *queries, *keys, *values, *turned, *attended, *gate, *up;
+    float *x, *normed, *out, *queries, *keys, *values, *turned, *attended, *gate, *up, *active;
     float *cosines, *sines; /* [count][sections][pairs] */
     float *scores;          /* [rows at once][heads][chunks][CHUNK] */
     float *parts;           /* [rows at once][heads][chunks][wide]: what each chunk of positions contributes */
@@ -1214,7 +1214,7 @@ INLINE void merge_body(const void *context, int64_t first, int64_t end) {
 }
 
 /* silu(gate) * up, or GELU in its form with tanh: x * (1 + tanh u) / 2 is x / (1 + e^-2u). */
-INLINE void activate_lanes(int gated, float *gate, const float *up, int64_t count) {
+INLINE void activate_lanes(int gated, const float *gate, const float *up, float *to, int64_t count) {
     Lanes x = {0}, other = {0};
     memcpy(&x, gate, (size_t)count * sizeof *gate);
     memcpy(&other, up, (size_t)count * sizeof *up);
@@ -1223,7 +1223,7 @@ INLINE void activate_lanes(int gated, float *gate, const float *up, int64_t coun
     exponentials(&falling);
     x /= falling + 1;
     if (gated) x *= other;
-    memcpy(gate, &x, (size_t)count * sizeof *gate);
+    memcpy(to, &x, (size_t)count * sizeof *to);
 }
 
 INLINE void activate_body(const void *context, int64_t first, int64_t end) {
@@ -1231,15 +1231,15 @@ INLINE void activate_body(const void *context, int64_t first, int64_t end) {
     const int64_t inner = run->model->inner, gates = run->layer->gate.rows;
     const int64_t ups = run->layer->up.rows ? run->layer->up.rows : gates;
     for (int64_t row = first; row < end; row++) {
-        float *gate = run->gate + row * gates;
-        const float *up = run->model->gated ? run->up + row * ups : gate;
+        const float *gate = run->gate + row * gates, *up = run->model->gated ? run->up + row * ups : gate;
+        float *active = run->active + row * inner;
         int64_t i = 0;
         if (run->model->gated)
-            for (; i + ROWS <= inner; i += ROWS) activate_lanes(1, gate + i, up + i, ROWS);
+            for (; i + ROWS <= inner; i += ROWS) activate_lanes(1, gate + i, up + i, active + i, ROWS);
         else
-            for (; i + ROWS <= inner; i += ROWS) activate_lanes(0, gate + i, up + i, ROWS);
-        if (i < inner) activate_lanes(run->model->gated != 0, gate + i, up + i, inner - i);
-        round_row(gate, inner, &run->rows[row]);
+            for (; i + ROWS <= inner; i += ROWS) activate_lanes(0, gate + i, up + i, active + i, ROWS);
+        if (i < inner) activate_lanes(run->model->gated != 0, gate + i, up + i, active + i, inner - i);
+        round_row(active, inner, &run->rows[row]);
     }
 }
 
@@ -1467,7 +1467,7 @@ static void do_layer(Run *run) {
     multiply_all(run, (const Weights *[]){&layer->gate, &layer->up, NULL}, (float *[]){run->gate, run->up, NULL},
                  run->normed);
     do_rows(run, run->leaves->activate, run->step->count);
-    multiply_all(run, (const Weights *[]){&layer->down, NULL, NULL}, (float *[]){run->out, NULL, NULL}, run->gate);
+    multiply_all(run, (const Weights *[]){&layer->down, NULL, NULL}, (float *[]){run->out, NULL, NULL}, run->active);
 }
 
 /* A token's row of the embedding. */
@@ -1546,6 +1546,7 @@ static int64_t arrange(Run *run, char *base) {
     run->attended = carve(&room, count * model->heads * model->head_size * size);
     run->gate = carve(&room, count * layer->gate.rows * size);
     run->up = layer->up.rows ? carve(&room, count * layer->up.rows * size) : base ? run->gate + model->inner : NULL;
+    run->active = carve(&room, count * model->inner * size);
     run->cosines = carve(&room, count * model->sections * model->pairs * size);
     run->sines = carve(&room, count * model->sections * model->pairs * size);
     const int64_t heads = rows_at_once * model->heads * run->chunks;

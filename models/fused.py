@@ -8,6 +8,7 @@ work wherever something doesn't fit.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -154,16 +155,24 @@ class Fused:
         self._held = [tensor.detach() for tensor in self._tensors]  # other data can't come to lie where theirs do
         self.trains = any(tensor.requires_grad for tensor in self._tensors)
         self._frequencies: tuple[int, torch.Tensor] | None = None
+        self._served: weakref.ref[KVCache] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """None: a copy of a model has other weights."""
         return type(None), ()
 
-    def is_of(self, model: BaseModel) -> bool:
-        """Whether all modules and weights are still those that were seen."""
-        return all(owner.get(name) is found for owner, name, found in self._seen) and self._pointers == [
-            tensor.data_ptr() for tensor in self._tensors
-        ]
+    def is_current(self, cache: KVCache) -> bool:
+        """Whether all modules and weights are still those that were seen.
+
+        That is asked once for each sequence: it takes as long as a few of a small model's products.
+        """
+        if self._served is not None and self._served() is cache:
+            return True
+        same = all(owner.get(name) is found for owner, name, found in self._seen)
+        if not same or self._pointers != [tensor.data_ptr() for tensor in self._tensors]:
+            return False
+        self._served = weakref.ref(cache)
+        return True
 
     def logits(self, model: BaseModel, ids: torch.Tensor, cache: KVCache, last: bool) -> torch.Tensor | None:
         """As the model's forward, or None where that has to do it."""
@@ -343,7 +352,7 @@ def step(model: BaseModel, ids: torch.Tensor, cache: KVCache | None, last: bool)
     """The logits of a few tokens that continue a cache, as the model's forward gives them; None where it has to."""
     if type(cache) is not KVCache or not _fits(ids, cache) or kernel() is None:
         return None
-    fused = _fused(model)
+    fused = _fused(model, cache)
     if fused is None or (fused.trains and torch.is_grad_enabled()):
         return None
     return fused.logits(model, ids, cache, last)
@@ -360,10 +369,10 @@ def _fits(ids: torch.Tensor, cache: KVCache) -> bool:
     )
 
 
-def _fused(model: BaseModel) -> Fused | None:
+def _fused(model: BaseModel, cache: KVCache) -> Fused | None:
     """The model as it is now, described once; None where C can't run it."""
-    found = vars(model).get("_fused")
-    if found is not None and found.is_of(model):
+    found = model.fused
+    if found is not None and found.is_current(cache):
         return found
     layout = LAYOUTS.get(type(model).__module__.rpartition(".")[2])
     if layout is None:
@@ -372,5 +381,5 @@ def _fused(model: BaseModel) -> Fused | None:
         found = Fused(model, layout)
     except Unfit:
         found = None
-    model._fused = found
+    model.fused = found
     return found

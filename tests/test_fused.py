@@ -1,9 +1,9 @@
 """Steps of a model in one call of C beside the families' own forward, which says what they must give.
 
-What may differ: the order of adding; with a cache of halves, those that keys and values are rounded to; in INT8 and INT4
-also the bytes that activations are rounded to. A number in the middle between two of them may go to the other one: that
-is a step of a 127th of its group's largest, as large as the error of the rounding itself, which is why the bound there is
-that of the kernels' rounding over three layers. Most rows are far closer.
+What may differ: the order of adding; with a cache of halves, those that keys and values are rounded to; in INT8 and
+INT4 also the bytes that activations are rounded to. A number in the middle between two may go to the other one: a step
+of a 127th of its group's largest, as large as the error of the rounding itself. So the bound there is that of the
+kernels' rounding, over three layers; most rows are far closer.
 """
 
 from __future__ import annotations

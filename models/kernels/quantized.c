@@ -31,7 +31,7 @@
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #endif
 
-enum { GROUP = 32, ROWS = 8, TILE = 4 };
+enum { GROUP = 32, ROWS = 8, TILE = 4, LINE = 64, AHEAD = 2048 /* bytes */ };
 
 /* -- Half precision -- */
 
@@ -448,6 +448,17 @@ AVX2 INLINE __m256i four_bytes(const int8_t *from) {
     return _mm256_set1_epi32(four);
 }
 
+/* Asks for what a row of blocks holds a little later: processors that foresee it stop at the end of each page. */
+INLINE void foresee(const Matrix *matrix, int64_t at, int64_t group) {
+    const int64_t bytes = ROWS * GROUP * matrix->bits / 8;
+    const uintptr_t weights = (uintptr_t)(matrix->blocks + at * bytes) + AHEAD;
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const void *)(weights + (uintptr_t)i));
+    if (group % (LINE / (ROWS * 2))) return;
+    const uintptr_t halves = (uintptr_t)at * ROWS * 2 + (uintptr_t)(AHEAD / bytes * ROWS * 2);
+    __builtin_prefetch((const void *)((uintptr_t)matrix->scales + halves));
+    if (matrix->minimums) __builtin_prefetch((const void *)((uintptr_t)matrix->minimums + halves));
+}
+
 /* Adds a group's whole sums to the totals of `count` rows. */
 AVX2 INLINE void add_group(const Matrix *matrix, int64_t at, const Row *x, int64_t group, int count,
                            const __m256i *sums, __m256 *totals) {
@@ -469,6 +480,7 @@ AVX2 INLINE void product4(const Matrix *matrix, int64_t block, const Row *x, int
     for (int64_t group = 0; group < matrix->groups; group++) {
         int64_t at = block * matrix->groups + group;
         const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP / 2));
+        foresee(matrix, at, group);
         __m256i sums[TILE]; /* of 16 bits: 15 x 127 x 2 x 8 stays inside */
         for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
         for (int lane = 0; lane < 4; lane++) {
@@ -493,6 +505,7 @@ AVX2 INLINE void product8(const Matrix *matrix, int64_t block, const Row *x, int
     for (int64_t group = 0; group < matrix->groups; group++) {
         int64_t at = block * matrix->groups + group;
         const __m256i *weights = (const __m256i *)(matrix->blocks + at * (ROWS * GROUP));
+        foresee(matrix, at, group);
         __m256i sums[TILE];
         for (int i = 0; i < count; i++) sums[i] = _mm256_setzero_si256();
         for (int lane = 0; lane < 8; lane++) {

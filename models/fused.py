@@ -188,8 +188,9 @@ class Fused:
         fast = kernel()
         if not fits or fast is None:
             return None
-        if cache.on_layer is not None:
-            cache.on_layer(0)
+        if cache.on_layer is not None:  # all are asked before the first: a step is short, and coming back to ask is not
+            for layer in range(self._model.layers):
+                cache.on_layer(layer)
         frequencies = self._frequencies_for(model, ids, cache)
         wanted = 1 if last else count
         logits = torch.empty(1, wanted, self._model.head.rows)

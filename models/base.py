@@ -15,7 +15,7 @@ from torch import nn
 from .cache import KVCache, Prefix
 
 if TYPE_CHECKING:
-    from .fused import Fused
+    from .fused import Known
 
 #: How the names of a P-tuning prefix begin: formats/prefixes.py reads its tensors, a model has no place for them.
 PREFIX_ENCODER = "transformer.prefix_encoder."
@@ -190,7 +190,7 @@ class BaseModel(nn.Module):
 
     args: BaseArgs
     #: The model as fused.py describes it to C, once that was asked for.
-    fused: Fused | None = None
+    known_to_c: Known | None = None
 
     def __call__(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:
         """As forward, in one call of C where that can do it: a few tokens that continue a cache, on the CPU."""
@@ -201,7 +201,7 @@ class BaseModel(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> BaseModel:
         """Moves or converts the weights, as `to` and `half` ask for: what C knows of them is out of date."""
-        self.fused = None
+        self.known_to_c = None
         return super()._apply(*arguments, **options)
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:

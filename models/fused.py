@@ -155,24 +155,14 @@ class Fused:
         self._held = [tensor.detach() for tensor in self._tensors]  # other data can't come to lie where theirs do
         self.trains = any(tensor.requires_grad for tensor in self._tensors)
         self._frequencies: tuple[int, torch.Tensor] | None = None
-        self._served: weakref.ref[KVCache] | None = None
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """None: a copy of a model has other weights."""
-        return type(None), ()
-
-    def is_current(self, cache: KVCache) -> bool:
-        """Whether all modules and weights are still those that were seen.
-
-        That is asked once for each sequence: it takes as long as a few of a small model's products.
-        """
-        if self._served is not None and self._served() is cache:
-            return True
-        same = all(owner.get(name) is found for owner, name, found in self._seen)
-        if not same or self._pointers != [tensor.data_ptr() for tensor in self._tensors]:
-            return False
-        self._served = weakref.ref(cache)
-        return True
+    def is_of(self, model: BaseModel) -> bool:
+        """Whether all modules and weights are still those that were seen, and nobody listens to a module."""
+        return (
+            all(owner.get(name) is found for owner, name, found in self._seen)
+            and self._pointers == [tensor.data_ptr() for tensor in self._tensors]
+            and not any(map(_is_listened_to, model.modules()))
+        )
 
     def logits(self, model: BaseModel, ids: torch.Tensor, cache: KVCache, last: bool) -> torch.Tensor | None:
         """As the model's forward, or None where that has to do it."""
@@ -370,17 +360,43 @@ def _fits(ids: torch.Tensor, cache: KVCache) -> bool:
     )
 
 
+class Known:
+    """What was found of a model when a sequence began: how C sees it, or that C can't run it.
+
+    It is asked once for each sequence: that takes as long as a few of a small model's products.
+    """
+
+    def __init__(self, cache: KVCache, fused: Fused | None) -> None:
+        self.cache = weakref.ref(cache)
+        self.fused = fused
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """None: a copy of a model has other weights."""
+        return type(None), ()
+
+
 def _fused(model: BaseModel, cache: KVCache) -> Fused | None:
     """The model as it is now, described once; None where C can't run it."""
-    found = model.fused
-    if found is not None and found.is_current(cache):
-        return found
+    known = model.known_to_c
+    if known is not None and known.cache() is cache:
+        return known.fused
+    fused = None if known is None else known.fused
+    if fused is None or not fused.is_of(model):
+        fused = _described(model)
+    model.known_to_c = Known(cache, fused)
+    return fused
+
+
+def _described(model: BaseModel) -> Fused | None:
     layout = LAYOUTS.get(type(model).__module__.rpartition(".")[2])
-    if layout is None:
+    if layout is None or any(map(_is_listened_to, model.modules())):
         return None
     try:
-        found = Fused(model, layout)
+        return Fused(model, layout)
     except Unfit:
-        found = None
-    model.fused = found
-    return found
+        return None
+
+
+def _is_listened_to(module: nn.Module) -> bool:
+    """Whether hooks wait for a module's forward, which a step in C would not call."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -364,6 +364,25 @@ def test_an_adapter_beside_weights_is_the_forwards() -> None:
     assert torch.equal(found, model.forward(ids_for(model, 1), filled(model, 3, 1)))
 
 
+def test_a_model_that_hooks_wait_for_is_the_forwards() -> None:
+    model, seen = tiny.build(LLAMA), []
+    step(model, ids_for(model, 1), filled(model, 3, 1))
+    handle = model.model.norm.register_forward_hook(lambda *_: seen.append(1))
+    model(ids_for(model, 1), filled(model, 3, 1))
+    assert seen == [1]
+    handle.remove()
+    step(model, ids_for(model, 1), filled(model, 3, 1))
+
+
+def test_what_does_not_fit_is_not_looked_at_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked = tiny.build(LLAMA).half(), []
+    monkeypatch.setattr(fused, "_described", looked.append)
+    held = filled(model, 3, 4)
+    for _ in range(3):
+        assert fused.step(model, ids_for(model, 1), held, False) is None
+    assert len(looked) == 1
+
+
 # Stop
 
 

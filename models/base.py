@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from .cache import KVCache, Prefix
+
+if TYPE_CHECKING:
+    from .fused import Known
 
 #: How the names of a P-tuning prefix begin: formats/prefixes.py reads its tensors, a model has no place for them.
 PREFIX_ENCODER = "transformer.prefix_encoder."
@@ -186,6 +189,20 @@ class BaseModel(nn.Module):
     fills_blanks: ClassVar[bool] = False
 
     args: BaseArgs
+    #: The model as fused.py describes it to C, once that was asked for.
+    known_to_c: Known | None = None
+
+    def __call__(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:
+        """As forward, in one call of C where that can do it: a few tokens that continue a cache, on the CPU."""
+        from . import fused  # not above: it builds on layers.py, and that on this file
+
+        logits = None if "forward" in vars(self) else fused.step(self, ids, cache, last)
+        return super().__call__(ids, cache, last) if logits is None else logits
+
+    def _apply(self, *arguments: Any, **options: Any) -> BaseModel:
+        """Moves or converts the weights, as `to` and `half` ask for: what C knows of them is out of date."""
+        self.known_to_c = None
+        return super()._apply(*arguments, **options)
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None, last: bool = False) -> torch.Tensor:
         """ids: int64 [1, time] -> logits: float32 [1, time, vocab], or [1, 1, vocab] if only the last row is wanted.

@@ -34,7 +34,7 @@ from .formats import (
 )
 from .kept import Stored
 from .layers import Embedding
-from .memory import trim
+from .memory import move_to_large_pages, trim
 from .prompts import ChatFormat, Message, Prompt
 from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
 from .registry import Architecture, empty_model, resolve
@@ -147,9 +147,8 @@ class LoadedModel:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights, packed or not, and of the prefix."""
-        packed = [module.weight for module in self.model.modules() if isinstance(module, QUANTIZED)]
         beside = [] if self.prefix is None else [self.prefix]
-        return sum(weight.nbytes for weight in (*self.model.parameters(), *packed, *beside))
+        return sum(weight.nbytes for weight in (*_tensors(self.model), *beside))
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -203,9 +202,18 @@ def load(
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
         _place(model, name, weight.to(torch.device(device)))
         trim()  # what comes and goes between small matrices leaves holes as large as half of a small model
+    move_to_large_pages(_tensors(model))
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
     return _with_prefix(loaded)
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """All that the weights consist of, packed or not."""
+    yield from model.parameters()
+    for module in model.modules():
+        if isinstance(module, QUANTIZED):
+            yield from module.weight.parts()
 
 
 def family_of(path: str | Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -47,3 +47,36 @@ def trim() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+LARGE_PAGE = 2**21  #: bytes, on x86-64 and on most of ARM
+MADV_COLLAPSE = 25  #: Linux' advice, by its header mman.h, to use large pages for memory that was written to
+
+
+def move_to_large_pages(tensors: Iterable[torch.Tensor]) -> None:
+    """Moves what these tensors hold to large pages, on Linux where there are any; their addresses stay.
+
+    Weights are read from end to end for every token. With pages of 4 KB a virtual machine spends a third of that time
+    looking addresses up.
+    """
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if madvise is None:
+        return
+    for start, end in _spans(tensors):
+        # One page at a time: the system may refuse a part, such as a gap, or run out of large pages. It is only advice.
+        for page in range(-(-start // LARGE_PAGE) * LARGE_PAGE, end - LARGE_PAGE + 1, LARGE_PAGE):
+            madvise(ctypes.c_void_p(page), ctypes.c_size_t(LARGE_PAGE), MADV_COLLAPSE)
+
+
+def _spans(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Where tensors lie in the CPU's memory, those with less than a large page between them as one."""
+    places = sorted((each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.device.type == "cpu")
+    if not places:
+        return
+    start, end = places[0]
+    for first, last in places[1:]:
+        if first - end >= LARGE_PAGE:
+            yield start, end
+            start = first
+        end = max(end, last)
+    yield start, end

@@ -52,6 +52,16 @@ def test_distribution_follows_its_definition(case: dict, seed: int) -> None:
     torch.testing.assert_close(ours, torch.tensor(plain), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.99999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+def test_large_vocabularies_follow_the_definition(spread: float, top_p: float) -> None:
+    """Where few tokens reach top_p, and where nearly all are needed."""
+    logits = random_logits(3000).double() * spread
+    ours = distribution(logits, Sampling(temperature=1.0, top_p=top_p))
+    plain = torch.tensor(plain_distribution(logits.tolist(), 1.0, 0, top_p), dtype=torch.float64)
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
+
+
 def test_samples_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     sample = make_sampler(Sampling(temperature=1.0, seed=5))
@@ -93,6 +103,16 @@ def test_repetition_penalty() -> None:
     assert penalised(logits, [], 2.0) is logits
     sample = make_sampler(Sampling(repetition_penalty=2.0))
     assert sample(logits, [3]) == 0
+
+
+def test_repetition_penalty_of_a_reply_that_grows() -> None:
+    sample, seen = make_sampler(Sampling(repetition_penalty=3.0)), []
+    logits = random_logits() + 9
+    for _ in range(30):
+        assert sample(logits, seen) == int(penalised(logits, list(seen), 3.0).argmax())
+        seen.append(int(logits.argsort(descending=True)[len(seen)]))
+    other = seen[:5]
+    assert sample(logits, other) == int(penalised(logits, list(other), 3.0).argmax())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 import platformdirs
 import torch
 
+from . import structures
+
 if TYPE_CHECKING:
     from ..quantize import PackedMatrix
 
@@ -43,6 +45,8 @@ FUNCTIONS = {
     "quatrain_multiply": (INT, [POINTER, INT, INT, LONG, LONG, *[POINTER] * 4, LONG, POINTER, POINTER]),
     "quatrain_multiply_halves": (None, [POINTER, INT, LONG, LONG, POINTER, POINTER, LONG, POINTER, POINTER]),
     "quatrain_quantize": (None, [POINTER, INT, INT, LONG, LONG, *[POINTER] * 4]),
+    "quatrain_step_room": (LONG, [POINTER, POINTER]),
+    "quatrain_step": (None, [POINTER, INT, POINTER, POINTER]),
 }
 
 
@@ -121,6 +125,12 @@ class Kernel:
             y.data_ptr(),
         )
         return y
+
+    def step(self, model: structures.Model, step: structures.Step) -> None:
+        """Runs a model over the step's tokens: their keys and values go to the cache, their logits where it says."""
+        room = torch.empty(self._library.quatrain_step_room(ctypes.byref(model), ctypes.byref(step)), dtype=torch.uint8)
+        step.room = room.data_ptr()
+        self._library.quatrain_step(self._pool, self._level, ctypes.byref(model), ctypes.byref(step))
 
     def quantize(self, weight: torch.Tensor, packed: PackedMatrix) -> None:
         """Fills a packed matrix with the nearest to a float matrix of its shape."""

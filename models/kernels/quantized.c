@@ -685,10 +685,6 @@ AVX512_VNNI INLINE int tile_avx512(const Matrix *matrix, int bits, const int64_t
     for (int64_t group = 0; group < matrix->groups; group++) {
         const int64_t at[2] = {place(matrix, blocks[0], group), place(matrix, blocks[1], group)};
         const uint8_t *first = group_bytes(matrix, bits, at[0]), *second = group_bytes(matrix, bits, at[1]);
-        if (count == 1) {
-            foresee(matrix, bits, at[0], group);
-            foresee(matrix, bits, at[1], group);
-        }
         __m512 scales = halves_beside(matrix->scales, at), minimums;
         if (bits == 4) minimums = halves_beside(matrix->minimums, at);
         __m512i levels[8];
@@ -716,7 +712,7 @@ AVX512_VNNI static int strip_avx512_vnni(const Matrix *m, const int64_t blocks[2
                                          float *out) {
     if (left >= 16) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 16, out) : tile_avx512(m, 8, blocks, x, 16, out);
     if (left >= 4) return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 4, out) : tile_avx512(m, 8, blocks, x, 4, out);
-    return m->bits == 4 ? tile_avx512(m, 4, blocks, x, 1, out) : tile_avx512(m, 8, blocks, x, 1, out);
+    return strip_avx2(m, blocks, x, left, out); /* the same sums, sooner: few rows leave the long chains of dots waiting */
 }
 #elif defined(__aarch64__)
 

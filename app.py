@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from filelock import FileLock, Timeout
 
-from chatapp.settings import Settings, SettingsError, parse
+from chatapp.settings import THREADING, Settings, SettingsError, parse
 from chatapp.store import Store, StoreError
 
 #: Seconds that open connections, and then a fetch, get to end.
@@ -64,6 +64,7 @@ def run(settings: Settings, store: Store) -> int:
     uploads = settings.data / "uploads"
     shutil.rmtree(uploads, ignore_errors=True)  # what a kill left of them
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ.update(THREADING | os.environ)
     import uvicorn
 
     from chatapp.engine import Engine

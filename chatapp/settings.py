@@ -13,6 +13,10 @@ import platformdirs
 
 from .hardware import Machine
 
+#: For PyTorch's threads, to be set before it is imported: where they wait for long, they take the processor from the
+#: kernels' own. With two threads a prompt of 1,024 tokens is read a third sooner (docs/benchmarks.md).
+THREADING = {"GOMP_SPINCOUNT": "2000"}
+
 TIERS = ("auto", "int4", "int8", "fp16")
 LANGUAGES = ("auto", "zh", "en")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chatapp.settings import THREADING
+
 VARIABLE = "QUATRAIN_PEER_PYTHON"
 ABSENT = f"llama-cpp-python is not here, and its figures are left out: let {VARIABLE} name a Python that has it."
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,8 @@ class Child:
     def __init__(self, name: str, threads: int, python: str = sys.executable) -> None:
         self._name = name
         self._errors = tempfile.TemporaryFile()
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        as_in_app = THREADING if name == "ours" else {}
+        environment = as_in_app | os.environ | {"OMP_NUM_THREADS": str(threads)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
         command = [python, "-m", f"{__package__}.{name}"]
         try:

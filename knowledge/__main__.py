@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import knowledge
 from chatapp import checkpoints, settings
-from knowledge.documents import LOADERS, suffix_of
+from knowledge.documents import READERS, suffix_of
 from knowledge.embedder import LocalEmbeddings
 from knowledge.index import DATABASE_NAME
 
@@ -17,7 +16,6 @@ from knowledge.index import DATABASE_NAME
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 1 after saying on stderr what went wrong."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every blemish that it can read past
     try:
         return options.command(options)
     except (knowledge.KnowledgeBaseError, checkpoints.FetchError, OSError) as error:
@@ -47,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 def _ingest(options: argparse.Namespace) -> int:
     paths = [file for path in options.paths for file in _files(path)]
     if not paths:
-        print(f"There is no file to add: the folders hold none of {', '.join(LOADERS)}.", file=sys.stderr)
+        print(f"There is no file to add: the folders hold none of {', '.join(READERS)}.", file=sys.stderr)
         return 1
     results = knowledge.open(options.folder, _embeddings(options)).ingest(paths, _show_progress)
     for result in results:
@@ -80,7 +78,7 @@ def _embeddings(options: argparse.Namespace) -> LocalEmbeddings:
 def _files(path: Path) -> Iterator[Path]:
     """The file itself, whatever it is; of a folder the files that can be read, deep down, in order."""
     if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file.name) in LOADERS)
+        yield from sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file.name) in READERS)
     else:
         yield path
 

@@ -63,7 +63,7 @@ def test_expected_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert code == 1 and "nowhere holds no knowledge base" in errors and not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").mkdir()
     code, _, errors = run(capsys, "ingest", tmp_path / "kb", tmp_path / "empty")
-    assert code == 1 and ".pdf, .txt" in errors
+    assert code == 1 and ".pdf, .docx" in errors
 
     def fail(data):
         raise cli.checkpoints.FetchError("The embedding model could not be fetched.")

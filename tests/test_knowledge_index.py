@@ -341,7 +341,7 @@ def test_the_retriever_is_langchains(base):
 
 
 def test_importing_knowledge_is_cheap():
-    heavy = "torch", "transformers", "sentence_transformers", "faiss", "pypdf"
+    heavy = "torch", "transformers", "sentence_transformers", "faiss", "pypdfium2", "docx", "pptx", "openpyxl", "lxml"
     script = f"import sys, knowledge; print([name for name in {heavy} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"

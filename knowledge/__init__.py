@@ -2,6 +2,17 @@
 
 from knowledge.database import KnowledgeBaseError
 from knowledge.documents import DocumentError
-from knowledge.index import Ingested, KnowledgeBase, Passage, open
+from knowledge.index import KnowledgeBase, Passage, open
+from knowledge.ingest import Ingested, Status
+from knowledge.pages import PasswordError
 
-__all__ = ["DocumentError", "Ingested", "KnowledgeBase", "KnowledgeBaseError", "Passage", "open"]
+__all__ = [
+    "DocumentError",
+    "Ingested",
+    "KnowledgeBase",
+    "KnowledgeBaseError",
+    "Passage",
+    "PasswordError",
+    "Status",
+    "open",
+]

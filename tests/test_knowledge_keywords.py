@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from knowledge import keywords, terms
-from knowledge.documents import Page
+from knowledge.pages import plain
 from knowledge.splitter import split
 
 DOCS = Path(__file__).parent / "data" / "docs"
@@ -39,7 +39,7 @@ def index(connection):
 def chunks() -> dict[int, str]:
     """Real passages in both languages, under ids that leave gaps and cross blocks."""
     files = ("en_rust_ownership.md", "zh_rust_ownership.md", "zh_copyright_law_utf8.txt")
-    texts = [chunk.text for name in files for chunk in split([Page(None, (DOCS / name).read_text("utf-8"))])]
+    texts = [chunk.text for name in files for chunk in split([plain(None, (DOCS / name).read_text("utf-8"))])]
     return {4_050 + 3 * number: text for number, text in enumerate(texts)}
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import unicodedata
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 
 import knowledge
-from knowledge import KnowledgeBase
+from knowledge import KnowledgeBase, KnowledgeBaseError
+from knowledge.database import is_unfinished
+from knowledge.index import DATABASE_NAME
 
+from .checkpoints import FetchError
 from .words import whole_characters
 
 NAME_FILE = "name.json"
@@ -69,12 +74,28 @@ class Library:
                 if folder is None:
                     raise LibraryError(f"There is no knowledge base named {name!r}.")
                 self._embeddings = self._embeddings or self._make_embeddings()
-                self._open[name] = knowledge.open(folder, self._embeddings)
+                self._open[name] = base = knowledge.open(folder, self._embeddings)
+                if base.unfinished:
+                    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {name}", daemon=True).start()
             return self._open[name]
+
+    def carry_on(self) -> None:
+        """Opens the knowledge bases in which files are not finished, so that work on them goes on behind."""
+        for name, folder in self._folders().items():
+            # What is wrong with one is said when the user opens it.
+            with suppress(sqlite3.Error, OSError, LibraryError, FetchError, KnowledgeBaseError):
+                if is_unfinished(folder / DATABASE_NAME):
+                    self.open(name)
 
     def _folders(self) -> dict[str, Path]:
         files = sorted(self._folder.glob(f"*/{NAME_FILE}")) if self._folder.is_dir() else ()
         return {_name(file): file.parent for file in files}
+
+
+def _carry_on(base: KnowledgeBase) -> None:
+    # What stops it is said of the file where the user adds one; the rest waits for the next start.
+    with suppress(sqlite3.Error, OSError, MemoryError, RuntimeError):
+        base.work()
 
 
 def _name(file: Path) -> str:

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,16 @@ SELECT chunks.id, document, name, position, page, label, text, headings
 FROM chunks JOIN documents ON documents.id = document
 """
 _WITHOUT_VECTOR = "NOT EXISTS (SELECT 1 FROM embeddings WHERE chunk = chunks.id AND model = ?)"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether the knowledge base in a file has work left, found out without opening it. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version < _VERSION:
+            return True
+        query = "SELECT count(*) FROM documents WHERE state IN ('waiting', 'reading', 'embedding')"
+        return connection.execute(query).fetchone()[0] > 0
 
 
 class Database:

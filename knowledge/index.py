@@ -132,9 +132,17 @@ class KnowledgeBase:
         ids = [file.id for file in taken if isinstance(file, StoredDocument)]
         self._work(ids, [None if isinstance(file, Ingested) else file.id for file in taken], progress)
         return [
-            file if isinstance(file, Ingested) else self._queue.outcome(file.id, name_of(source))
+            file if isinstance(file, Ingested) else self._outcome(file.id, source, password)
             for source, file in zip(sources, taken, strict=True)
         ]
+
+    def _outcome(self, id: str, source: Source, password: str | None) -> Ingested:
+        outcome = self._queue.outcome(id, name_of(source))
+        document = self._database.document(id)
+        if outcome.state == "failed" and document is not None and document.name != outcome.name:
+            # The same content was tried under another name, which may have been a wrong one.
+            return self.ingest([source], password=password)[0]
+        return outcome
 
     def ingest_folder(self, folder: str | os.PathLike, progress: Progress | None = None) -> list[Ingested]:
         """Make the base follow a folder: files that are new or changed go in, what came from files that are gone goes.

@@ -96,14 +96,17 @@ class Queue:
         except DocumentError as error:
             return Ingested(name, "failed", reason=str(error))
         id = hashlib.sha256(data).hexdigest()
-        if password is not None:
-            self._passwords[id] = password
+        known = self._database.document(id)
+        if known is not None and known.state == "failed":
+            self.remove(known)  # perhaps only its name was wrong
         with self._database.transaction():
             known = self._database.document(id)
             if known is None:
                 # Inside the transaction: nobody takes the copy for one without a document.
                 self._original(id, suffix_of(name)).write_bytes(data)
                 self._database.add(id, name, suffix_of(name), own and str(own), len(data), modified)
+        if password is not None:
+            self._passwords[id] = password
         if known is None:
             return self._database.document(id)
         return self._again(known, name, own, modified)

@@ -132,6 +132,13 @@ def test_a_file_removed_while_it_is_read_or_embedded_leaves_nothing(base):
         assert list((base.folder / "originals").iterdir()) == []
 
 
+def test_a_file_that_failed_under_a_wrong_name_is_read_under_the_right_one(base, tmp_path):
+    wrong = write(tmp_path, "page.pdf", "<!DOCTYPE html><p>Words on a page.</p>")
+    right = write(tmp_path, "page.html", wrong.read_text(encoding="utf-8"))
+    assert [result.state for result in base.ingest([wrong, right])] == ["failed", "done"]
+    assert base.ingest([wrong, right])[1].state == "known"
+
+
 def test_a_batch_that_ends_by_an_error_is_carried_on(base, embeddings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(embeddings, "embed_documents", lambda texts: (_ for _ in ()).throw(RuntimeError("no memory")))

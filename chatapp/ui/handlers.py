@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 import models
-from knowledge import Ingested, KnowledgeBaseError
+from knowledge import Ingested, KnowledgeBase, KnowledgeBaseError
 
 from .. import checkpoints, transfer
 from ..checkpoints import FetchError
@@ -373,8 +373,20 @@ class Handlers:
 
     # Documents
 
-    def choose_base(self, base: str | None, kept: Kept, request: gr.Request) -> tuple[Any, Any]:
-        return self._documents(base or None, (), self.language(request)), {**kept, "base": base or None}
+    def choose_base(self, base: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+        documents, timer = self.watch_base(base, request)
+        return documents, {**kept, "base": base or None}, timer
+
+    def watch_base(self, base: str | None, request: gr.Request) -> tuple[Any, Any]:
+        """The documents of a knowledge base, and whether to go on asking: not once all its files are finished."""
+        documents = self._documents(base or None, (), self.language(request))
+        return documents, gr.Timer(active=bool(base) and self._is_unfinished(base))
+
+    def _is_unfinished(self, base: str) -> bool:
+        try:
+            return self._chat.library.open(base).unfinished
+        except (LibraryError, FetchError, KnowledgeBaseError):
+            return False  # which the list of documents has said
 
     def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Makes a knowledge base: base, documents, the name's box, kept."""
@@ -406,7 +418,7 @@ class Handlers:
             named = [(Path(path), name) for path, name in files]
             for step in _watched(lambda report: knowledge_base.ingest(named, progress=report)):
                 if isinstance(step, tuple):
-                    yield gr.skip(), render.ingesting(*step), gr.skip(), kept
+                    yield gr.skip(), self._ingesting(knowledge_base, step, language), gr.skip(), kept
                 else:
                     outcomes = step
         except (LibraryError, FetchError, KnowledgeBaseError, OSError) as error:
@@ -420,6 +432,15 @@ class Handlers:
             gr.skip(),
             {**kept, "base": base},
         )
+
+    def _ingesting(self, base: KnowledgeBase, step: tuple[int, int, str], language: str) -> str:
+        status = base.status()
+        shown = (
+            render.ingesting(*step),
+            render.left(status.seconds, language),
+            render.documents(status.files, (), language),
+        )
+        return "".join(shown)
 
     def _first_base(self, language: str) -> str:
         name = say(language, "base_default")
@@ -438,10 +459,10 @@ class Handlers:
         if base is None:
             return ""
         try:
-            rows = self._chat.library.open(base).documents()
+            files = self._chat.library.open(base).status().files
         except (LibraryError, FetchError, KnowledgeBaseError) as error:
             return f'<p class="hint">⚠ {render.escape(str(error))}</p>'
-        return render.documents(rows, outcomes, language)
+        return render.documents(files, outcomes, language)
 
 
 def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:

@@ -240,7 +240,10 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["adapter"].input(handlers.choose_adapter, only("adapter"), [*only(*model, "state"), timer], **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
-    parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)
+    watch = gr.Timer(2)  # ticks while files of the knowledge base are being read or embedded, then rests
+    watched = [parts["documents"], watch]
+    watch.tick(handlers.watch_base, only("base"), watched, **quiet)
+    parts["base"].input(handlers.choose_base, only("base", "kept"), [*only("documents", "kept"), watch], **quiet)
     parts["new_base"].submit(
         handlers.new_base, only("new_base", "kept"), only("base", "documents", "new_base", "kept"), **quiet
     )

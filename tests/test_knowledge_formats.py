@@ -1,6 +1,7 @@
 """What each format's reader makes of a file; most files are made here."""
 
 import io
+import random
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from knowledge.documents import load, parse
 from knowledge.formats import ocr, pdf
 from knowledge.formats.layout import Line
+from knowledge.formats.text import fold
 from knowledge.pages import DocumentError, Page, PasswordError
 from knowledge.splitter import split
 
@@ -370,3 +372,25 @@ def test_pages_without_text_are_recognised_and_only_those(monkeypatch):
 def test_real_ocr_reads_a_scan():
     text = " ".join(load(SCAN)[0].text.split())
     assert "Docling" in text
+
+
+PDFS = ["en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf", "zh_poems.pdf", "enc_en_owner_only_copy_protected.pdf"]
+
+
+def letters(text: str) -> str:
+    return "".join(filter(str.isalnum, fold(text)))
+
+
+def test_thirty_passages_are_on_the_pages_that_another_reader_finds_them_on():
+    """pypdf as the witness. A third of a passage must be there word for word, since the two join lines differently."""
+    import pypdf
+
+    chance = random.Random(1)
+    for name in PDFS:
+        pages = [letters(page.extract_text()) for page in pypdf.PdfReader(DATA / "pdf" / name).pages]
+        chunks = split(load(DATA / "pdf" / name))
+        for chunk in chance.sample(chunks, min(len(chunks), 10)):
+            text = letters(chunk.text)
+            parts = [text[start : start + 16] for start in range(0, max(len(text) - 15, 1), 16)]
+            found = [sum(part in page for part in parts) / len(parts) for page in pages]
+            assert max(found) == found[chunk.page - 1] > 1 / 3, (name, chunk)

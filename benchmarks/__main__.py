@@ -10,12 +10,13 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, memory
+from . import accuracy, ingest, memory
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
 BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "accuracy": accuracy.run,
+    "ingest": ingest.run,
     "memory": memory.run,
 }
 

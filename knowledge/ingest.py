@@ -205,7 +205,8 @@ class Queue:
         except DocumentError as error:
             self._database.set_state(document.id, "failed", ("reading",), str(error))
             return
-        self._database.store(document.id, pages, chunks, _note(document.name, pages))
+        if self._database.store(document.id, pages, chunks, _note(document.name, pages)):
+            tell(f"{document.name}: read", (document.id, 1.0))
 
     def _parse(self, document: StoredDocument, tell: Tell) -> tuple[list[Page], list[Chunk]]:
         name = document.name
@@ -223,7 +224,7 @@ class Queue:
             chunks = split(pages, getattr(self._dense().embeddings, "count_tokens", estimate_tokens))
         except OSError as error:
             raise DocumentError(name, f"cannot be opened ({error.strerror}); add it again") from error
-        except MemoryError as error:
+        except (MemoryError, RecursionError) as error:
             raise DocumentError(name, "takes more memory than there is; split it into smaller files") from error
         if not chunks:
             raise DocumentError(name, "holds no words that could be searched; check that it is the right file")

@@ -3,6 +3,7 @@
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ _HEADING_STYLE = re.compile(r"(?:heading|标题)\s*(\d)$", re.IGNORECASE)
 # What python-docx, python-pptx and openpyxl let escape when a file's parts are not what they should be.
 _DAMAGE = (
     zipfile.BadZipFile,
+    zlib.error,
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -44,12 +46,11 @@ def open_office(data: bytes, name: str) -> io.BytesIO:
 
 
 @contextmanager
-def damage_as_document_error(name: str) -> Iterator[None]:
-    from zlib import error as ZlibError
-
+def damage_as_document_error(name: str, *own: type[Exception]) -> Iterator[None]:
+    """own: the exceptions of the library that reads the file."""
     try:
         yield
-    except (ZlibError, *_DAMAGE) as error:
+    except (*own, *_DAMAGE) as error:
         raise DocumentError(
             name, "is damaged or not what its name says; open it in an office program and save it anew"
         ) from error
@@ -57,9 +58,10 @@ def damage_as_document_error(name: str) -> Iterator[None]:
 
 def read_docx(data: bytes, name: str, password: str | None, report: Report) -> list[Page]:
     """One page without a number (Word decides on pages when it prints): headings, paragraphs, tables in their order."""
-    with damage_as_document_error(name):
-        import docx
+    import docx
+    import docx.exceptions
 
+    with damage_as_document_error(name, docx.exceptions.PythonDocxError):
         blocks = tuple(_docx_blocks(docx.Document(open_office(data, name))))
     if not blocks:
         raise DocumentError(name, "has no text; check that it is the right file")
@@ -112,9 +114,10 @@ def _docx_row(row) -> Iterator[str]:
 
 def read_pptx(data: bytes, name: str, password: str | None, report: Report) -> list[Page]:
     """A page for each slide, numbered from 1: its title as a heading, texts, tables, notes."""
-    with damage_as_document_error(name):
-        import pptx
+    import pptx
+    import pptx.exc
 
+    with damage_as_document_error(name, pptx.exc.PythonPptxError):
         slides = pptx.Presentation(open_office(data, name)).slides
         pages = []
         for number, slide in enumerate(slides, start=1):

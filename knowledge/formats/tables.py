@@ -3,6 +3,7 @@
 import csv
 import datetime
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from knowledge.formats.office import damage_as_document_error, open_office
@@ -40,9 +41,11 @@ def _delimiter(text: str) -> str:
 
 def read_xlsx(data: bytes, name: str, password: str | None, report: Report) -> list[Page]:
     """A page for each sheet that holds anything, labelled and headed with its name; formulas as last computed."""
-    with damage_as_document_error(name):
-        import openpyxl
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
 
+    with damage_as_document_error(name, InvalidFileException), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of styles and the like, which are not read
         workbook = openpyxl.load_workbook(open_office(data, name), read_only=True, data_only=True, keep_links=False)
         try:
             sheets = workbook.worksheets

@@ -334,6 +334,14 @@ class Database:
         rows = self.rows("SELECT value FROM settings WHERE key = 'model'")
         return int(rows[0][0]) if rows else None
 
+    def background(self, model: int) -> str | None:
+        """What was measured of a model, as `set_background` was given it."""
+        rows = self.rows("SELECT value FROM settings WHERE key = ?", (f"background {model}",))
+        return rows[0][0] if rows else None
+
+    def set_background(self, model: int, measured: str) -> None:
+        self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", (f"background {model}", measured))
+
     def use_model(self, model: int) -> None:
         """Documents are done once `model` has embedded them: those that it has not are embedding again."""
         missing = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"

@@ -1,5 +1,6 @@
 """The vectors of one embedding model: kept in SQLite, found through FAISS or another LangChain vector store."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from knowledge.background import Background
 from knowledge.database import Database, StoredChunk
 from knowledge.vectors import FaissVectors, unit_rows
 
 _READ_AT_ONCE = 4096
+_ELSEWHERE = 200  # candidates asked of a store that is not here
 
 
 class Dense:
@@ -42,6 +45,22 @@ class Dense:
         else:
             self._take_over(database.used_model())
         self._catch_up()
+
+    @property
+    def filled(self) -> bool:
+        """Whether there are vectors at all."""
+        self._refresh()
+        return len(self._ids) > 0
+
+    @functools.cached_property
+    def background(self) -> Background:
+        """Measured once for each model, which takes seconds. It needs no lock of the owner's."""
+        measured = self._database.background(self.model)
+        if measured is not None:
+            return Background.from_json(measured)
+        background = Background.measure(self.embeddings)
+        self._database.set_background(self.model, background.to_json())
+        return background
 
     def _open_faiss(self, fresh: bool) -> None:
         self._store = FaissVectors(self.embeddings, self._documents)
@@ -80,19 +99,36 @@ class Dense:
 
     def nearest(self, query: np.ndarray, k: int) -> dict[int, float]:
         """The `k` chunks nearest to `query`, float32 [dimension] of length 1: id -> cosine, best first."""
-        if self._changes != self._database.changes_elsewhere():
-            self._catch_up()
+        self._refresh()
         found = self._store.similarity_search_by_vector(query.tolist(), k=k)
         # A store may rank by a distance of its own and may be behind the database: scores come from the latter.
         vectors = self._database.embeddings(self.model, [int(document.id) for document in found])
         scores = {id: float(vector @ query) for id, vector in vectors.items()}
         return dict(sorted(scores.items(), key=lambda item: item[1], reverse=True))
 
+    def products(self, query: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, ascending, int64 [n], and inner products with each of `directions` [m, dimension], float32 [n, m].
+
+        Of all vectors where they are here; of those nearest to `query` where another store keeps them.
+        """
+        if isinstance(self._store, FaissVectors):
+            self._refresh()
+            return self._store.products(directions)
+        vectors = self._database.embeddings(self.model, sorted(self.nearest(query, _ELSEWHERE)))
+        rows = np.array(list(vectors.values()), np.float32).reshape(len(vectors), -1)
+        order = np.argsort(list(vectors))
+        ids = np.array(list(vectors), np.int64)[order]
+        return ids, rows[order] @ directions.T if len(ids) else np.empty((0, len(directions)), np.float32)
+
     def save(self) -> None:
         """Once a batch, not once a file. A kill before it costs a rebuild from the database when next opened."""
         if self._changed and isinstance(self._store, FaissVectors):
             self._store.save(self._file)
             self._changed = False
+
+    def _refresh(self) -> None:
+        if self._changes != self._database.changes_elsewhere():
+            self._catch_up()
 
     def _catch_up(self) -> None:
         """Give the store what the database has and it has not, and take from it what was removed."""

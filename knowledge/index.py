@@ -1,60 +1,68 @@
 """A knowledge base: files go in, passages come out. SQLite holds the truth, FAISS what can be made from it again."""
 
+import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from knowledge.database import Database, StoredChunk, StoredDocument
+from knowledge.database import Database, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
 from knowledge.ingest import UNFINISHED, Ingested, Progress, Queue, Source, Status, clean_name, name_of, share
-from knowledge.keywords import KeywordIndex
 from knowledge.pages import Page
+from knowledge.retrieval import (
+    EVERYWHERE,
+    UNKNOWN,
+    Findings,
+    Meaning,
+    Passage,
+    Rerank,
+    Retrieval,
+    Where,
+    language,
+    meaning,
+)
 from knowledge.retriever import PassageRetriever
 from knowledge.vectors import unit_rows
 
 DATABASE_NAME = "knowledge.db"
-_FUSED = 40  # of each ranking
-_RANK_OFFSET = 60  # of reciprocal rank fusion, as published
 
 
-@dataclass(frozen=True)
-class Passage:
-    """A found piece of a document, under its headings: `page` is 1-based or None, `score` the cosine with the question
-    (0 for a passage that has only been found by its words so far), `label` the name of a sheet."""
-
-    name: str
-    page: int | None
-    score: float
-    text: str
-    document: str
-    label: str | None = None
-
-
-def open(folder: str | os.PathLike, embeddings: Embeddings, vectors: VectorStore | None = None) -> "KnowledgeBase":
+def open(
+    folder: str | os.PathLike,
+    embeddings: Embeddings,
+    vectors: VectorStore | None = None,
+    rerank: Rerank | None = None,
+) -> "KnowledgeBase":
     """Open the knowledge base in `folder`, which is made if it does not exist.
 
     vectors: a LangChain store that also has `add_embeddings` (FAISS's and PGVector's do), for vectors kept elsewhere.
+    rerank: scores passages for a question, as `knowledge.reranker.LocalReranker` does; the best ones go by its order.
     What a kill interrupted, and what another embedding model than last time's has to embed, is `unfinished`, and goes
     on with `work` or the next `ingest`. Raises KnowledgeBaseError when what lies in the folder can't be opened.
     """
-    return KnowledgeBase(Path(folder), embeddings, vectors)
+    return KnowledgeBase(Path(folder), embeddings, vectors, rerank)
 
 
 class KnowledgeBase:
     """Documents to search. Every method may be called from any thread; searching goes on while files are ingested."""
 
-    def __init__(self, folder: Path, embeddings: Embeddings, vectors: VectorStore | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        embeddings: Embeddings,
+        vectors: VectorStore | None = None,
+        rerank: Rerank | None = None,
+    ):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()  # over the vectors
         self._database = Database(folder / DATABASE_NAME)
-        self._keywords = KeywordIndex(self._database.rows)
+        self._retrieval = Retrieval(self._database, rerank)
         self._dense = Dense(self._database, embeddings, folder / "vectors.faiss", vectors)
         self._dense.save()
         self._database.use_model(self._dense.model)
@@ -91,28 +99,30 @@ class KnowledgeBase:
             raise LookupError(f"knowledge base {self.name} has no document {document_id}")
         return document
 
-    def search(self, question: str, k: int = 5) -> list[Passage]:
-        """The `k` passages that answer `question` best, best first: by meaning and by words, the ranks put together."""
+    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> Findings:
+        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to."""
         if not question.strip():
-            return []
-        query = unit_rows(self._dense.embeddings.embed_query(question))[0]
-        with self._lock:
-            near = self._dense.nearest(query, max(_FUSED, k))
-        matches = self._keywords.search(question)
-        by_words = [int(id) for id in matches.ids[(-matches.scores).argsort(kind="stable")][: max(_FUSED, k)]]
-        vectors = self._database.embeddings(self._dense.model, [*near, *by_words])
-        ranks = {id: 1 / (_RANK_OFFSET + rank) for rank, id in enumerate(near)}
-        for rank, id in enumerate(by_words):
-            # What is not embedded yet counts as if its meaning were as near as its words are.
-            share = 1 if id in vectors else 2
-            ranks[id] = ranks.get(id, 0.0) + share / (_RANK_OFFSET + rank)
-        best = sorted(ranks, key=lambda id: -ranks[id])[:k]
-        chunks = self._database.chunks(best)
-        scores = {id: float(vectors[id] @ query) if id in vectors else 0.0 for id in best}
-        return [_passage(chunks[id], scores[id]) for id in best if id in chunks]
+            return Findings()
+        return self._retrieval.find(question, k, where, self._meaning(question))
 
-    def as_retriever(self, k: int = 5) -> PassageRetriever:
-        return PassageRetriever(search=self.search, k=k)
+    def _meaning(self, question: str) -> Meaning:
+        dense, asked = self._dense, language(question)
+        with self._lock:
+            filled = dense.filled
+        if not filled:
+            return UNKNOWN  # words find what was just read, without waiting for the embedding model to be loaded
+        query = unit_rows(dense.embeddings.embed_query(question))[0]
+        directions = dense.background.directions(query, asked)
+        with self._lock:
+            found = dense.products(query, directions)
+        return meaning(dense.background, asked, self._retrieval.chinese(), directions, found)
+
+    def search(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> list[Passage]:
+        """The `k` passages that answer `question` best, best first."""
+        return list(self.find(question, k, where).passages)
+
+    def as_retriever(self, k: int = 5, where: Where = EVERYWHERE) -> PassageRetriever:
+        return PassageRetriever(search=functools.partial(self.search, where=where), k=k)
 
     # Writing
 
@@ -277,7 +287,3 @@ def _stamp(file: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns
-
-
-def _passage(chunk: StoredChunk, score: float) -> Passage:
-    return Passage(chunk.name, chunk.page, score, chunk.passage, chunk.document, chunk.label)

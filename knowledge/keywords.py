@@ -44,24 +44,31 @@ ON CONFLICT (term, block) DO UPDATE SET postings = CAST(postings || excluded.pos
 
 @dataclass(frozen=True)
 class Matches:
-    """What a question's terms find: chunk ids, ascending, int64 [n], with two float64 [n] beside them.
+    """What a question's terms find: chunk ids, ascending, int64 [n], and their BM25 scores, float64 [n].
 
-    scores: BM25. coverage: the share of the question's terms that the chunk has, rare ones counting more, 0 to 1.
-    best_possible: the BM25 that a chunk with every term, repeated without end, would come near.
+    weights: how much each term of the question says, by BM25's inverse document frequency, those that no chunk has too.
     """
 
     ids: np.ndarray
     scores: np.ndarray
-    coverage: np.ndarray
-    best_possible: float
+    weights: Mapping[str, float]
 
-    def of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and coverage of the chunks `ids`, float64 [len(ids)]; 0 where nothing matches."""
+    @property
+    def best_possible(self) -> float:
+        """The BM25 that a chunk with every term, repeated without end, would come near."""
+        return sum(self.weights.values()) * (_K1 + 1)
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The scores of the chunks `ids`, float64 [len(ids)]; 0 where nothing matches."""
         if not len(self.ids):
-            return np.zeros(len(ids)), np.zeros(len(ids))
+            return np.zeros(len(ids))
         places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        found = self.ids[places] == ids
-        return np.where(found, self.scores[places], 0), np.where(found, self.coverage[places], 0)
+        return np.where(self.ids[places] == ids, self.scores[places], 0)
+
+    def within(self, allowed: np.ndarray | None) -> "Matches":
+        """Those among the chunks `allowed`; all if it is None. Terms weigh what they weigh in the whole."""
+        kept = slice(None) if allowed is None else np.isin(self.ids, allowed)
+        return Matches(self.ids[kept], self.scores[kept], self.weights)
 
 
 class KeywordIndex:
@@ -72,11 +79,10 @@ class KeywordIndex:
 
     def search(self, question: str) -> Matches:
         """Every chunk that has a term of `question`."""
-        found = self._read([_LENGTH, *dict.fromkeys(terms.terms(question))])
-        lengths = found.pop(_LENGTH, None)
-        if not found or not lengths:
-            return Matches(np.empty(0, np.int64), *np.empty((2, 0)), 0.0)
-        return _score(found, lengths)
+        asked = dict.fromkeys(terms.terms(question))
+        found = self._read([_LENGTH, *asked])
+        lengths = found.pop(_LENGTH, {})
+        return _score(asked, found, lengths) if lengths else Matches(np.empty(0, np.int64), np.empty(0), {})
 
     def languages(self) -> dict[str, np.ndarray]:
         """The ids of the chunks in each language, ascending, int64: "zh" and "other", those that there are."""
@@ -129,24 +135,24 @@ def _postings(chunks: Mapping[int, str]) -> dict[tuple[str, int], np.ndarray]:
     return {key: np.array(postings, "<u4") for key, postings in found.items()}
 
 
-def _score(found: dict[str, dict[int, np.ndarray]], lengths: dict[int, np.ndarray]) -> Matches:
+def _score(asked: Iterable[str], found: dict[str, dict[int, np.ndarray]], lengths: dict[int, np.ndarray]) -> Matches:
     blocks = np.array(sorted(lengths))
     starts = {block: row * _BLOCK for row, block in enumerate(blocks.tolist())}
     # Over all places of all blocks; where there is no chunk, nothing is read or written.
-    damping, scores, covered = np.zeros((3, len(blocks) * _BLOCK))
+    damping, scores = np.zeros((2, len(blocks) * _BLOCK))
     places, counts = _places(lengths, starts)
-    mean = max(1.0, float(counts.mean()))
-    damping[places] = _K1 * (1 - _B + _B * counts / mean)  # what BM25 adds to a count in its denominator
-    total = 0.0
-    for postings in found.values():
+    damping[places] = _K1 * (1 - _B + _B * counts / max(1.0, counts.mean()))  # what BM25 adds to a count below the line
+    weights = dict.fromkeys(asked, _weight(len(places), 0))
+    for term, postings in found.items():
         term_places, term_counts = _places(postings, starts)
-        weight = np.log1p((len(places) - len(term_places) + 0.5) / (len(term_places) + 0.5))
-        scores[term_places] += weight * (_K1 + 1) * term_counts / (term_counts + damping[term_places])
-        covered[term_places] += weight
-        total += weight
-    (matched,) = np.nonzero(covered)
-    ids = blocks[matched // _BLOCK] * _BLOCK + matched % _BLOCK
-    return Matches(ids, scores[matched], covered[matched] / total, float(total * (_K1 + 1)))
+        weights[term] = _weight(len(places), len(term_places))
+        scores[term_places] += weights[term] * (_K1 + 1) * term_counts / (term_counts + damping[term_places])
+    (matched,) = np.nonzero(scores)
+    return Matches(blocks[matched // _BLOCK] * _BLOCK + matched % _BLOCK, scores[matched], weights)
+
+
+def _weight(chunks: int, having: int) -> float:
+    return float(np.log1p((chunks - having + 0.5) / (having + 0.5)))
 
 
 def _places(blocks: dict[int, np.ndarray], starts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:

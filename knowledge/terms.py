@@ -17,6 +17,18 @@ _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _LETTER = re.compile("[^\\W\\d_]")
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
+_LATIN_WORD = re.compile(r"[^\W\d_][\w'’-]*|\d[\d.,]*")
+_HAN_PARTICULARS = re.compile(r"[A-Za-z0-9]+|(?<=[《“「\"])[^》”」\"]+(?=[》”」\"])")
+
+# What makes a sentence a question or holds it together, in folded text.
+_ASKING = re.compile(
+    "什么|甚么|哪些|哪个|哪里|哪|谁|多少|几|怎么样|怎么|怎样|怎|如何|为何|为什么|是否|吗|呢|请问|的|了|是|在|有|被|和|与|于|由|为"
+)
+_ASKING_ENGLISH = (
+    "what who whom whose which when where why how many much did does do is are was were be been being the a an of in "
+    "on at to for from by with and or as that this it its has have had can could would should will name kind type"
+)
+
 # English endings, one after the other; what is left need not be a word, only the same for all forms of one.
 _ENDINGS = tuple(
     (re.compile(pattern), replacement)
@@ -50,6 +62,23 @@ def is_chinese(text: str) -> bool:
     return 3 * len(_HAN.findall(text)) > len(_LETTER.findall(text)) - len(_HAN.findall(text))
 
 
+def content(question: str) -> list[str]:
+    """The different terms of `question` but for those that only ask; all of them if there are no others."""
+    said = [term for term in terms(_ASKING.sub(" ", fold(question))) if term not in _asking_words()]
+    return list(dict.fromkeys(said or terms(question)))
+
+
+def particulars(question: str) -> list[list[str]]:
+    """The terms of each name, number and quoted title in `question`, which no passage that answers should lack."""
+    found = _HAN_PARTICULARS.findall(question) if is_chinese(question) else _particular_words(question)
+    return [cut for part in found if (cut := terms(part))]
+
+
+def _particular_words(question: str) -> list[str]:
+    words = _LATIN_WORD.findall(question)
+    return [word for place, word in enumerate(words) if word[0].isdigit() or (place and word[0].isupper())]
+
+
 def _of_run(run: str) -> Iterator[str]:
     yield from run
     for first, second in pairwise(run):
@@ -66,6 +95,11 @@ def _stem(word: str) -> str:
     for ending, replacement in _ENDINGS:
         word = ending.sub(replacement, word)
     return word
+
+
+@functools.cache
+def _asking_words() -> frozenset[str]:
+    return frozenset(terms(_ASKING_ENGLISH))
 
 
 @functools.cache

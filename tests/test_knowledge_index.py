@@ -175,6 +175,7 @@ def test_the_same_content_is_known(base, embeddings, tmp_path):
 def test_a_renamed_file_takes_its_new_name_and_costs_nothing(base, embeddings, tmp_path, upload):
     old = Path(shutil.copy(POEMS, tmp_path / "poems.pdf"))
     base.ingest([(old, "poems.pdf") if upload else old])
+    assert base.search(QUESTION)[0].name == "poems.pdf"
     embeddings.embedded.clear()
     new = old.rename(tmp_path / "唐诗.pdf")
     (renamed,) = base.ingest([(new, "唐诗.pdf") if upload else new])

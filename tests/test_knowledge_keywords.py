@@ -64,7 +64,6 @@ def test_scores_are_bm25(connection, index, chunks, question):
     assert matches.ids.tolist() == sorted(expected) and len(expected) > 3
     np.testing.assert_allclose(matches.scores, [expected[id] for id in matches.ids.tolist()], rtol=1e-9)
     assert matches.scores.max() < matches.best_possible
-    assert 0 < matches.coverage.min() and matches.coverage.max() <= 1 + 1e-9
 
 
 def test_chunks_that_come_one_by_one_score_as_those_that_come_together(connection, index, chunks):
@@ -117,10 +116,16 @@ def test_languages(connection, index):
 
 
 def test_scores_of_given_chunks(connection, index):
-    assert index.search("apples").of(np.array([1]))[0].tolist() == [0]
+    assert index.search("apples").of(np.array([1])).tolist() == [0]
     keywords.add(connection, {1: "apples", 2: "pears", 9: "apples, pears"})
-    scores, coverage = index.search("apples pears").of(np.array([9, 4, 1, 20]))
-    assert scores[0] > scores[2] > 0 and coverage.tolist() == [1, 0, 0.5, 0]
+    scores = index.search("apples pears").of(np.array([9, 4, 1, 20]))
+    assert scores[0] > scores[2] > 0 and scores[1] == scores[3] == 0
+
+
+def test_terms_that_no_chunk_has_weigh_most(connection, index):
+    keywords.add(connection, {1: "apples", 2: "apples, pears", 3: "plums"})
+    weights = index.search("apples, pears and figs").weights
+    assert weights["appl"] < weights["pear"] < weights["fig"] == weights["and"]
 
 
 def test_empty_questions_match_nothing(connection, index):

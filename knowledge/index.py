@@ -20,6 +20,7 @@ from knowledge.retrieval import (
     Findings,
     Meaning,
     Passage,
+    Ranked,
     Rerank,
     Retrieval,
     Where,
@@ -104,6 +105,10 @@ class KnowledgeBase:
         if not question.strip():
             return Findings()
         return self._retrieval.find(question, k, where, self._meaning(question))
+
+    def rank(self, question: str, where: Where = EVERYWHERE) -> Ranked:
+        """What `find` chooses from, for measuring and for fitting its weights."""
+        return self._retrieval.rank(question, where, self._meaning(question))
 
     def _meaning(self, question: str) -> Meaning:
         dense, asked = self._dense, language(question)

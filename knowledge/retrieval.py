@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -140,6 +140,15 @@ def meaning(
     return Meaning(ids[known], nearness[known], own[known])
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates, best first, the weights of the question's terms, and how near all passages in its language are."""
+
+    candidates: list[Candidate]
+    weights: Mapping[str, float]
+    nearnesses: np.ndarray
+
+
 class Retrieval:
     """Ranks the chunks of one knowledge base. `rerank` puts the best of them in order anew."""
 
@@ -154,15 +163,19 @@ class Retrieval:
 
     def find(self, question: str, k: int, where: Where, near: Meaning) -> Findings:
         """The `k` best passages among the documents that `where` names, by their words and by `near`."""
+        ranked = self.rank(question, where, near)
+        likely = relevance.relevance(question, ranked.weights, ranked.candidates, ranked.nearnesses)
+        candidates = ranked.candidates
+        if self._rerank is not None:
+            candidates = self._reranked(question, candidates)
+        return Findings(tuple(_passages(candidates, k)), likely)
+
+    def rank(self, question: str, where: Where, near: Meaning) -> Ranked:
+        """The candidates among the documents that `where` names, before anything is joined or left out."""
         allowed = where.chunk_ids(self._database)
         matches, near = self._keywords.search(question).within(allowed), near.within(allowed)
-        ranked = ranking.in_order(self._candidates(language(question), matches, near))
-        if not ranked:
-            return Findings()
-        likely = relevance.relevance(question, matches.weights, ranked, near.nearness[near.own])
-        if self._rerank is not None:
-            ranked = self._reranked(question, ranked)
-        return Findings(tuple(_passages(ranked, k)), likely)
+        candidates = ranking.in_order(self._candidates(language(question), matches, near))
+        return Ranked(candidates, matches.weights, near.nearness[near.own])
 
     def _candidates(self, asked: str, matches: Matches, near: Meaning) -> list[Candidate]:
         by_words = matches.ids[np.argsort(-matches.scores, kind="stable")[:_CANDIDATES]].tolist()

@@ -10,6 +10,7 @@ import knowledge
 from chatapp import checkpoints, settings
 from knowledge.documents import READERS
 from knowledge.embedder import LocalEmbeddings
+from knowledge.evaluate import QuestionsError, evaluate, read_questions, table
 from knowledge.index import DATABASE_NAME, readable_files
 
 
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (knowledge.KnowledgeBaseError, checkpoints.FetchError, OSError) as error:
+    except (knowledge.KnowledgeBaseError, QuestionsError, checkpoints.FetchError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -47,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=5, help="how many (default %(default)s)")
     search.add_argument("--json", action="store_true", help="a JSON list of name, page, score, text")
     search.set_defaults(command=_search)
+
+    evaluate = commands.add_parser("evaluate", help="how well questions are answered whose documents are known")
+    evaluate.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
+    evaluate.add_argument(
+        "questions", type=Path, metavar="QUESTIONS", help='JSON lines {"question", "gold": ["document name"], "source"}'
+    )
+    evaluate.add_argument("--json", action="store_true", help="hit@1, hit@5, recall@5, mrr@10, and abstention")
+    evaluate.set_defaults(command=_evaluate)
     return parser
 
 
@@ -89,6 +98,14 @@ def _search(options: argparse.Namespace) -> int:
     for passage in passages:
         page = f", page {passage.page}" if passage.page else ""
         print(f"{passage.score:.3f}  {passage.name}{page}\n{passage.text}\n")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    questions = read_questions(options.questions)
+    base = _open_filled(options)
+    report = evaluate(base.find, questions, [document.name for document in base.documents()])
+    print(json.dumps(report) if options.json else "\n".join(table(report)))
     return 0
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,19 @@ def abstention(answerable: Sequence[Outcome], unanswerable: Sequence[Outcome]) -
         "lost": wrongly / max(1, len(answerable)),
         "questions": len(unanswerable),
     }
+
+
+def table(report: dict) -> Iterator[str]:
+    """The report as the lines of a table."""
+    figures = ("hit@1", "hit@5", "recall@5", "mrr@10")
+    yield f"{'':24}{''.join(f'{figure:>10}' for figure in figures)}{'questions':>11}"
+    for name, row in {"all": report["all"], **report["sources"]}.items():
+        yield f"{name:24}{''.join(f'{row[figure]:10.3f}' for figure in figures)}{row['questions']:11}"
+    left = report["abstention"]
+    yield (
+        f"{left['questions']} questions without an answer: {left['recall']:.3f} of them left unanswered, "
+        f"and {left['lost']:.3f} of the others; {left['precision']:.3f} of what was left unanswered had no answer"
+    )
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -17,6 +17,10 @@ from knowledge import terms
 # BM25's usual constants: how soon repetitions stop counting, and how much a long chunk is held against it.
 _K1, _B = 1.2, 0.75
 
+# Chunks taken to be there besides, with none of the terms: in a base of a few chunks every word that it has would be a
+# common one, and every other a rare one.
+_UNSEEN_CHUNKS = 200
+
 _BLOCK_BITS = 12  # 4,096 chunks a block: some hundred postings for a usual term, so that appending stays cheap
 _BLOCK = 1 << _BLOCK_BITS
 # A posting is a little-endian uint32: the chunk's place in its block, then how often it has the term.
@@ -152,7 +156,7 @@ def _score(asked: Iterable[str], found: dict[str, dict[int, np.ndarray]], length
 
 
 def _weight(chunks: int, having: int) -> float:
-    return float(np.log1p((chunks - having + 0.5) / (having + 0.5)))
+    return float(np.log1p((chunks + _UNSEEN_CHUNKS - having + 0.5) / (having + 0.5)))
 
 
 def _places(blocks: dict[int, np.ndarray], starts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -44,13 +44,13 @@ def chunks() -> dict[int, str]:
 
 
 def bm25(chunks: dict[int, str], question: str) -> dict[int, float]:
-    """By the book: k1 1.2, b 0.75, each term of the question once."""
+    """By the book: k1 1.2, b 0.75, each term of the question once; but for 200 chunks more that have none of them."""
     found = {id: Counter(terms.terms(text)) for id, text in chunks.items()}
     mean = sum(counts.total() for counts in found.values()) / len(found)
     scores = dict.fromkeys(found, 0.0)
     for term in set(terms.terms(question)):
         having = sum(term in counts for counts in found.values())
-        idf = math.log(1 + (len(found) - having + 0.5) / (having + 0.5))
+        idf = math.log(1 + (len(found) + 200 - having + 0.5) / (having + 0.5))
         for id, counts in found.items():
             norm = 1.2 * (0.25 + 0.75 * counts.total() / mean)
             scores[id] += idf * 2.2 * counts[term] / (counts[term] + norm)

@@ -10,7 +10,7 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, ingest, memory
+from . import accuracy, ingest, memory, retrieval
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
@@ -18,6 +18,7 @@ BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "accuracy": accuracy.run,
     "ingest": ingest.run,
     "memory": memory.run,
+    "retrieval": retrieval.run,
 }
 
 

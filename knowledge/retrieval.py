@@ -21,11 +21,10 @@ Rerank = Callable[[str, Sequence[str]], Sequence[float]]
 _CANDIDATES = 40  # of each ranking
 _RERANKED = 20
 _JOINED = 3  # chunks in a passage at most
-_SAME = 0.9  # the share of terms from which on two passages say the same
 _SHORTEST_OVERLAP = 8  # characters
 
 # A score becomes a probability: even at the middle. From the same fit as the relevance.
-_MIDDLE, _SLOPE = 13.0, 0.5
+_MIDDLE, _SLOPE = 13.8, 0.62
 
 
 @dataclass(frozen=True)
@@ -205,16 +204,16 @@ def _passages(ranked: Sequence[Candidate], k: int) -> list[Passage]:
     """`k` passages: chunks that touch each other joined, what says the same as a better one left out."""
     groups: list[list[StoredChunk]] = []
     scores: list[float] = []
-    seen: list[set[str]] = []
+    seen: set[tuple[str, ...]] = set()
     for candidate in ranked:
         if _join(groups, candidate.chunk):
             continue
         if len(groups) == k:
             break
-        said = set(terms.terms(candidate.chunk.text))
-        if not any(_same(said, other) for other in seen):
+        said = tuple(terms.terms(candidate.chunk.text))
+        if said not in seen:
             groups.append([candidate.chunk])
-            seen.append(said)
+            seen.add(said)
             # Where another order than that of the scores was chosen, the score follows the order.
             scores.append(min(_probability(candidate.score), *scores[-1:], 1.0))
     return [_passage(group, score) for group, score in zip(groups, scores, strict=True)]
@@ -232,16 +231,6 @@ def _join(groups: list[list[StoredChunk]], chunk: StoredChunk) -> bool:
                 group.insert(0, chunk)
                 return True
     return False
-
-
-def _same(one: set[str], other: set[str]) -> bool:
-    """Whether two passages say the same; one number that differs is a difference."""
-    differing = one ^ other
-    return len(one & other) >= _SAME * len(one | other) and not any(map(_has_digit, differing))
-
-
-def _has_digit(term: str) -> bool:
-    return any(map(str.isdigit, term))
 
 
 def _passage(group: Sequence[StoredChunk], score: float) -> Passage:

@@ -76,7 +76,9 @@ def particulars(question: str) -> list[list[str]]:
 
 def _particular_words(question: str) -> list[str]:
     words = _LATIN_WORD.findall(question)
-    return [word for place, word in enumerate(words) if word[0].isdigit() or (place and word[0].isupper())]
+    return [
+        word for place, word in enumerate(words) if word[0].isdigit() or (place and word[0].isupper() and word != "I")
+    ]
 
 
 def _of_run(run: str) -> Iterator[str]:

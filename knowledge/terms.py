@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 # Changes whenever the same text would give other terms: an index made by another version is made again.
-VERSION = f"1, Unicode {unicodedata.unidata_version}"
+VERSION = f"2, Unicode {unicodedata.unidata_version}"
 
 # Scripts that put no spaces between words: Han, kana, hangul.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 _PARTS = re.compile(f"([{_UNSPACED}]+)|([^\\W_{_UNSPACED}]+(?:['’.,][^\\W_{_UNSPACED}]+)*)")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _LETTER = re.compile("[^\\W\\d_]")
+_LETTERS_PER_HAN = 6
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 _LATIN_WORD = re.compile(r"[^\W\d_][\w'’-]*|\d[\d.,]*")
@@ -58,8 +59,9 @@ def fold(text: str) -> str:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether `text` is in Chinese: a Han character says as much as three letters or more."""
-    return 3 * len(_HAN.findall(text)) > len(_LETTER.findall(text)) - len(_HAN.findall(text))
+    """Whether `text` is in Chinese; a few Han characters outweigh the names and terms that stay in Latin letters."""
+    han = len(_HAN.findall(text))
+    return _LETTERS_PER_HAN * han > len(_LETTER.findall(text)) - han
 
 
 def content(question: str) -> list[str]:

@@ -111,7 +111,7 @@ def test_a_question_reads_only_its_own_terms(connection, chunks):
 
 
 def test_languages(connection, index):
-    keywords.add(connection, {1: "苹果和梨", 2: "apples", 3: "用 CPU 运行 PyTorch 模型很慢", 5_000: "The 的 of x"})
+    keywords.add(connection, {1: "苹果和梨", 2: "apples", 3: "git gitlab github的区别", 5_000: "The 的 of the x"})
     assert {name: ids.tolist() for name, ids in index.languages().items()} == {"zh": [1, 3], "other": [2, 5_000]}
 
 

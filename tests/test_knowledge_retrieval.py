@@ -137,12 +137,8 @@ def test_questions_find_their_passage(base, question, name):
 
 
 def test_what_nothing_answers_is_said_to_be_unanswered_and_the_nearest_is_shown(base):
-    for question in (
-        "Who composed the opera about Napoleon's retreat from Moscow?",
-        "牛顿在哪一年发表了万有引力定律？",
-    ):
-        findings = base.find(question, k=2)
-        assert not findings.answered and len(findings.passages) == 2, question
+    findings = base.find("Who composed the opera about Napoleon's retreat from Moscow?", k=2)
+    assert not findings.answered and len(findings.passages) == 2
     assert not base.find(" \n").answered and base.find("").passages == ()
 
 

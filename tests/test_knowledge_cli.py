@@ -121,3 +121,23 @@ def test_what_was_left_is_carried_on(tmp_path, capsys, monkeypatch):
     assert "zh_poems.pdf: embedding, 0 of" in run(capsys, "status", base)[1]
     assert run(capsys, "ingest", base, tmp_path / "a.txt")[0] == 0
     assert "zh_poems.pdf: done" in run(capsys, "status", base)[1]
+
+
+def test_questions_are_evaluated(tmp_path, capsys):
+    base, questions = tmp_path / "kb", tmp_path / "questions.jsonl"
+    run(capsys, "ingest", base, DATA / "pdf" / "zh_poems.pdf", DATA / "docs" / "zh_copyright_law_utf8.txt")
+    rows = [
+        {"question": "清泉石上流", "gold": ["zh_poems#4"], "source": "poems"},
+        {"question": "著作权属于作者", "gold": ["zh_copyright_law_utf8"], "source": "law"},
+        {"question": "谁写了《红楼梦》？", "gold": []},
+    ]
+    questions.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    code, output, errors = run(capsys, "evaluate", base, questions, "--json")
+    report = json.loads(output)
+    assert (code, errors) == (0, "") and set(report["sources"]) == {"law", "poems"}
+    assert report["all"]["hit@1"] == 1 and report["abstention"]["questions"] == 1
+    code, output, _ = run(capsys, "evaluate", base, questions)
+    assert code == 0 and [line.split()[0] for line in output.splitlines()] == ["hit@1", "all", "law", "poems", "1"]
+    questions.write_text("What?\n")
+    code, _, errors = run(capsys, "evaluate", base, questions)
+    assert code == 1 and "line 1 is not a question" in errors and errors.count("\n") == 1

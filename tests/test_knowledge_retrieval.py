@@ -11,6 +11,7 @@ from knowledge.background import Background
 from knowledge.database import StoredChunk
 from knowledge.embedder import LocalEmbeddings
 from knowledge.ranking import Candidate
+from knowledge.reranker import LocalReranker
 from tests.fakes import HashEmbeddings
 
 FACTS = {
@@ -210,3 +211,22 @@ def test_the_real_model_crosses_languages_and_knows_what_is_missing(tmp_path, em
     for question in ("Which composer wrote the Moonlight Sonata?", "谁写了《红楼梦》？", "公司的净利润是多少？"):
         findings = base.find(question)
         assert not findings.answered and findings.passages, question
+
+
+def test_a_cross_encoder_in_a_folder_reranks(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path / "reranker"
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "eggs", "birds", "rent"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 1.0}
+    BertForSequenceClassification(BertConfig(vocab_size=7, num_labels=1, **shape)).save_pretrained(folder)
+    scores = LocalReranker(folder)("eggs", ["birds", "rent", "birds"])
+    assert len(scores) == 3 and scores[0] == pytest.approx(scores[2]) != scores[1]
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        LocalReranker(tmp_path)

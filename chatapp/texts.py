@@ -161,7 +161,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "sources_none": "就文档提问时，答案所依据的段落会显示在这里。",
         "page": "第 {page} 页",
         "page_short": "第 {page} 页",
-        "score": "相似度 {score}",
+        "score": "相关度 {score}",
         "nothing_found": "文档中没有相关内容。",
         "unanswered": "没有回答。",
         "state_empty": "尚未加载模型。",

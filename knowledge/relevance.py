@@ -20,6 +20,8 @@ OTHER_BIAS = -12.049
 # Biases are such that this loses 3 % of the questions that have an answer.
 ANSWERED = 0.5
 
+_COMPARED = 11  # the nearest passage, and the ten that it is to be ahead of
+
 # What stands in where a base is too small to compare with: an undecided value.
 _LEAD, _NEXT_NEARNESS = 4.0, 0.6
 _ALL_PARTICULARS = 0.8  # of a question that has none
@@ -48,8 +50,10 @@ def features(
     content = {term: weights[term] for term in terms.content(question) if term in weights}
     missing = [weight for term, weight in content.items() if term not in held]
     particulars = [held.issuperset(part) for part in terms.particulars(question)]
+    if len(nearnesses) > _COMPARED:
+        nearnesses = np.partition(nearnesses, -_COMPARED)[-_COMPARED:]
     nearest = np.sort(nearnesses)[::-1]
-    next_ones = nearest[1:11] if len(nearest) > 1 else np.array([_NEXT_NEARNESS])
+    next_ones = nearest[1:] if len(nearest) > 1 else np.array([_NEXT_NEARNESS])
     ahead = (nearest[0] if len(nearest) else best.likely_nearness) - next_ones.mean()
     return [
         best.keywords,

@@ -104,7 +104,7 @@ class Meaning:
     def best(self, own: bool) -> list[int]:
         """The nearest candidates in the question's language, or in the other."""
         ids, nearness = self.ids[self.own == own], self.nearness[self.own == own]
-        return ids[np.argsort(-nearness, kind="stable")[:_CANDIDATES]].tolist()
+        return ids[_largest(nearness)].tolist()
 
     def by_id(self, ids: Sequence[int]) -> dict[int, float]:
         places = np.flatnonzero(np.isin(self.ids, ids))
@@ -112,6 +112,14 @@ class Meaning:
 
 
 UNKNOWN = Meaning(np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Where the largest `values` [n] stand, at most _CANDIDATES of them, the largest first."""
+    if len(values) <= _CANDIDATES:
+        return np.argsort(-values, kind="stable")
+    places = np.sort(np.argpartition(-values, _CANDIDATES)[:_CANDIDATES])
+    return places[np.argsort(-values[places], kind="stable")]
 
 
 def language(text: str) -> str:
@@ -177,7 +185,7 @@ class Retrieval:
         return Ranked(candidates, matches.weights, near.nearness[near.own])
 
     def _candidates(self, asked: str, matches: Matches, near: Meaning) -> list[Candidate]:
-        by_words = matches.ids[np.argsort(-matches.scores, kind="stable")[:_CANDIDATES]].tolist()
+        by_words = matches.ids[_largest(matches.scores)].tolist()
         ids = list(dict.fromkeys([*by_words, *near.best(own=True), *near.best(own=False)]))
         chunks, nearness = self._database.chunks(ids), near.by_id(ids)
         keywords = dict(zip(ids, matches.of(np.array(ids, np.int64)) / (matches.best_possible or 1), strict=True))

@@ -121,8 +121,11 @@ class FaissVectors(VectorStore):
         flat = faiss.downcast_index(self._index.index)
         rows = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)  # not a copy
         ids = faiss.vector_to_array(self._index.id_map)
+        products = rows @ directions.astype(np.float32).T
+        if np.all(ids[:-1] < ids[1:]):  # as they mostly are
+            return ids, products
         order = np.argsort(ids)
-        return ids[order], (rows @ directions.astype(np.float32).T)[order]
+        return ids[order], products[order]
 
     def _kept(self, numbers: Sequence[int]) -> Mapping[int, Document]:
         return self._documents

@@ -76,8 +76,21 @@ class Library:
                 self._embeddings = self._embeddings or self._make_embeddings()
                 self._open[name] = base = knowledge.open(folder, self._embeddings)
                 if base.unfinished:
-                    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {name}", daemon=True).start()
+                    _carry_on_behind(base)
             return self._open[name]
+
+    def stop(self, name: str) -> bool:
+        """Stops the work on a knowledge base's files; whether there was any."""
+        base = self.open(name)
+        unfinished = base.unfinished
+        base.cancel()
+        return unfinished
+
+    def resume(self, name: str) -> None:
+        """Goes on, behind, with the files of a knowledge base that were stopped."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.state == "cancelled"])
+        _carry_on_behind(base)
 
     def carry_on(self) -> None:
         """Opens the knowledge bases in which files are not finished, so that work on them goes on behind."""
@@ -90,6 +103,10 @@ class Library:
     def _folders(self) -> dict[str, Path]:
         files = sorted(self._folder.glob(f"*/{NAME_FILE}")) if self._folder.is_dir() else ()
         return {_name(file): file.parent for file in files}
+
+
+def _carry_on_behind(base: KnowledgeBase) -> None:
+    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {base.name}", daemon=True).start()
 
 
 def _carry_on(base: KnowledgeBase) -> None:

@@ -340,8 +340,9 @@ def test_new_chat_leaves_a_streaming_reply_behind(page: Page) -> None:
 
 def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> None:
     upload(page, "en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf")
-    expect(page.locator("#documents .files li")).to_have_count(2)
+    expect(page.locator("#documents .files li.done")).to_have_count(2)
     expect(page.locator("#base input")).to_have_value("My documents")
+    expect(page.locator("#halt")).to_be_hidden()
 
     ask(page, "Which program finds primes with the sieve of Eratosthenes?")
     first = page.locator("#sources .card").first

@@ -109,6 +109,16 @@ def test_what_a_stop_interrupted_goes_on_behind_after_a_restart(library: Library
     assert base.status().files[0].state == "done" and base.search("rent")[0].score > 0
 
 
+def test_work_can_be_stopped_and_resumed(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    base = library.open(library.create("docs"))
+    base._queue.add(tmp_path / "a.txt")
+    assert library.stop("docs") and not library.stop("docs")
+    assert base.status().files[0].state == "cancelled"
+    library.resume("docs")
+    eventually(lambda: base.status().files[0].state == "done")
+
+
 def test_a_knowledge_base_that_can_not_be_opened_does_not_keep_others_from_going_on(
     library: Library, folder: Path, tmp_path: Path
 ) -> None:

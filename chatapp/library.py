@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import unicodedata
@@ -92,6 +93,12 @@ class Library:
         base.resume([file.id for file in base.status().files if file.state == "cancelled"])
         _carry_on_behind(base)
 
+    def unlock(self, name: str, password: str) -> None:
+        """Tries, behind, the files of a knowledge base that need a password with this one."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.locked], password)
+        _carry_on_behind(base)
+
     def carry_on(self) -> None:
         """Opens the knowledge bases in which files are not finished, so that work on them goes on behind."""
         for name, folder in self._folders().items():
@@ -110,9 +117,10 @@ def _carry_on_behind(base: KnowledgeBase) -> None:
 
 
 def _carry_on(base: KnowledgeBase) -> None:
-    # What stops it is said of the file where the user adds one; the rest waits for the next start.
-    with suppress(sqlite3.Error, OSError, MemoryError, RuntimeError):
+    try:
         base.work()
+    except (sqlite3.Error, OSError, MemoryError, RuntimeError):
+        logging.exception("Work on the files of a knowledge base has stopped; it goes on after the next start")
 
 
 def _name(file: Path) -> str:

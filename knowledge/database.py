@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from knowledge import keywords, terms
-from knowledge.pages import Page, plain
+from knowledge.pages import Page, PasswordError, plain
 from knowledge.splitter import Chunk, passage
 
 _VERSION = 2
@@ -104,6 +104,12 @@ class StoredDocument:
     modified: int
     version: int
     embedded: int
+
+    @property
+    def locked(self) -> bool:
+        """Whether it failed for want of its password."""
+        endings = (f"{PasswordError.MISSING}.", f"{PasswordError.WRONG}.")
+        return self.state == "failed" and bool(self.reason) and self.reason.endswith(endings)
 
 
 @dataclass(frozen=True)

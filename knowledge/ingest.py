@@ -6,6 +6,7 @@ searched by their words; embedding comes behind.
 """
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -65,7 +66,7 @@ class Status:
 
 
 class _Stopped(Exception):
-    """The file that is being read has been cancelled or removed."""
+    """The file that is being read has been cancelled or removed, or its progress raised what is the cause of this."""
 
 
 class Queue:
@@ -200,10 +201,18 @@ class Queue:
             return
         try:
             pages, chunks = self._parse(document, tell)
-        except _Stopped:
+        except _Stopped as stop:
+            if stop.__cause__ is not None:
+                raise stop.__cause__ from None
             return
         except DocumentError as error:
             self._database.set_state(document.id, "failed", ("reading",), str(error))
+            return
+        except Exception:
+            # A mistake in a reader must not keep all other files from being read, now and after every restart.
+            logging.exception("%s could not be read", document.name)
+            reason = f"{document.name} could not be read, which is a mistake in this program; its log says more."
+            self._database.set_state(document.id, "failed", ("reading",), reason)
             return
         if self._database.store(document.id, pages, chunks, _note(document.name, pages)):
             tell(f"{document.name}: read", (document.id, 1.0))
@@ -215,7 +224,10 @@ class Queue:
             current = self._database.document(document.id)
             if current is None or current.state != "reading":
                 raise _Stopped
-            tell(f"{name}: reading", (document.id, share))
+            try:
+                tell(f"{name}: reading", (document.id, share))
+            except Exception as error:
+                raise _Stopped from error
 
         report(0.0)
         try:

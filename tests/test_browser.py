@@ -392,6 +392,17 @@ def test_bad_files_get_one_sentence(page: Page, tmp_path: Path, name: str, reaso
     expect(outcome).to_contain_text(reason)
 
 
+def test_a_locked_file_is_asked_for_its_password(page: Page) -> None:
+    expect(page.locator("#password")).to_be_hidden()
+    page.locator("#files input[type=file]").set_input_files([PDF / "enc_en_user_password_aes128.pdf"])
+    box = page.locator("#password input")
+    box.fill("openpassword")
+    box.press("Enter")
+    expect(page.locator("#documents .files li.done")).to_have_count(1)
+    expect(page.locator("#password")).to_be_hidden()
+    expect(page.locator("#halt")).to_be_hidden()
+
+
 def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: App, tmp_path: Path) -> None:
     without_tokenizer = tmp_path / "没有分词器"
     save_folder(without_tokenizer, LLAMA)

@@ -116,6 +116,9 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     files.preprocess = _uploaded
     documents = gr.HTML(elem_id="documents")
     halt = gr.Button(size="sm", visible=False, elem_id="halt")
+    password = gr.Textbox(
+        label=label("password"), info=label("password_info"), type="password", visible=False, elem_id="password"
+    )
     with gr.Accordion(label("base_new"), open=False, elem_id="new-base-section"):
         new_base = gr.Textbox(
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
@@ -133,6 +136,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "files": files,
         "documents": documents,
         "halt": halt,
+        "password": password,
         "new_base": new_base,
     }
 
@@ -214,7 +218,7 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         handlers.open_page,
         only("kept"),
         [*only(*shown, "conversation", "conversations", *about, "base", "documents", *model, "state"), timer]
-        + [parts["halt"], watch],
+        + [*only("halt", "password"), watch],
         **quiet,
     )
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
@@ -244,9 +248,10 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["adapter"].input(handlers.choose_adapter, only("adapter"), [*only(*model, "state"), timer], **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
-    watched = [*only("documents", "halt"), watch]
+    watched = [*only("documents", "halt", "password"), watch]
     watch.tick(handlers.watch_base, only("base"), watched, **quiet)
     parts["halt"].click(handlers.halt, only("base"), watched, queue=False)
+    parts["password"].submit(handlers.unlock, only("password", "base"), watched, **quiet)
     parts["base"].input(handlers.watch_base, only("base"), watched, **quiet)
     parts["base"].change(handlers.keep_base, only("base", "kept"), only("kept"), **quiet)
     parts["new_base"].submit(
@@ -255,6 +260,6 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["files"].upload(
         handlers.add_files,
         only("files", "base"),
-        only("base", "documents", "files", "halt"),
+        only("base", "documents", "files", "halt", "password"),
         **quiet,
     )

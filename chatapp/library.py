@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import unicodedata
@@ -76,8 +77,27 @@ class Library:
                 self._embeddings = self._embeddings or self._make_embeddings()
                 self._open[name] = base = knowledge.open(folder, self._embeddings)
                 if base.unfinished:
-                    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {name}", daemon=True).start()
+                    _carry_on_behind(base)
             return self._open[name]
+
+    def stop(self, name: str) -> bool:
+        """Stops the work on a knowledge base's files; whether there was any."""
+        base = self.open(name)
+        unfinished = base.unfinished
+        base.cancel()
+        return unfinished
+
+    def resume(self, name: str) -> None:
+        """Goes on, behind, with the files of a knowledge base that were stopped."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.state == "cancelled"])
+        _carry_on_behind(base)
+
+    def unlock(self, name: str, password: str) -> None:
+        """Tries, behind, the files of a knowledge base that need a password with this one."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.locked], password)
+        _carry_on_behind(base)
 
     def carry_on(self) -> None:
         """Opens the knowledge bases in which files are not finished, so that work on them goes on behind."""
@@ -92,10 +112,15 @@ class Library:
         return {_name(file): file.parent for file in files}
 
 
+def _carry_on_behind(base: KnowledgeBase) -> None:
+    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {base.name}", daemon=True).start()
+
+
 def _carry_on(base: KnowledgeBase) -> None:
-    # What stops it is said of the file where the user adds one; the rest waits for the next start.
-    with suppress(sqlite3.Error, OSError, MemoryError, RuntimeError):
+    try:
         base.work()
+    except (sqlite3.Error, OSError, MemoryError, RuntimeError):
+        logging.exception("Work on the files of a knowledge base has stopped; it goes on after the next start")
 
 
 def _name(file: Path) -> str:

@@ -105,6 +105,10 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_failed": "not read",
         "ingest_cancelled": "stopped",
         "ingest_left": "about {minutes} min left",
+        "password": "Password of locked files",
+        "password_info": "Enter tries it; it is not kept.",
+        "ingest_stop": "Stop adding files",
+        "ingest_carry_on": "Carry on with stopped files",
         "reading_file": "Reading …",
     },
     "zh": {
@@ -204,6 +208,10 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_failed": "未能读取",
         "ingest_cancelled": "已停止",
         "ingest_left": "约剩 {minutes} 分钟",
+        "password": "加密文件的密码",
+        "password_info": "按回车键尝试；不会保存。",
+        "ingest_stop": "停止添加文件",
+        "ingest_carry_on": "继续处理已停止的文件",
         "reading_file": "正在读取 …",
     },
 }

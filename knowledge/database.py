@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from knowledge import keywords, terms
-from knowledge.pages import Page, plain
+from knowledge.pages import Page, PasswordError, plain
 from knowledge.splitter import Chunk, passage
 
 _VERSION = 2
@@ -104,6 +104,12 @@ class StoredDocument:
     modified: int
     version: int
     embedded: int
+
+    @property
+    def locked(self) -> bool:
+        """Whether it failed for want of its password."""
+        endings = (f"{PasswordError.MISSING}.", f"{PasswordError.WRONG}.")
+        return self.state == "failed" and bool(self.reason) and self.reason.endswith(endings)
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,23 @@ class Database:
 
     def documents_from(self, path: str) -> list[StoredDocument]:
         return self._documents("WHERE path = ? ORDER BY added, id", (path,))
+
+    def next_to_read(self) -> StoredDocument | None:
+        """The first file that waits, or whose reading was interrupted."""
+        return next(iter(self._documents("WHERE state IN ('reading', 'waiting') ORDER BY added, id LIMIT 1", ())), None)
+
+    def states(self, among: Sequence[State]) -> dict[str, State]:
+        """The states of the documents that are in one of these, by id."""
+        return dict(self.rows(f"SELECT id, state FROM documents WHERE state IN ({_marks(among)})", among))
+
+    def embedded_shares(self, model: int) -> dict[str, float]:
+        """How much of the documents that are being embedded is, from 0 to 1, by id; without those not begun."""
+        query = """
+        SELECT document, count(*) * 1.0 / documents.chunks FROM documents
+        JOIN chunks ON document = documents.id JOIN embeddings ON chunk = chunks.id
+        WHERE state = 'embedding' AND model = ? GROUP BY document
+        """
+        return dict(self.rows(query, (model,)))
 
     def _documents(self, where: str, values: Sequence) -> list[StoredDocument]:
         return [StoredDocument(*row) for row in self.rows(_DOCUMENTS + where, values)]

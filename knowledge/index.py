@@ -12,7 +12,7 @@ from langchain_core.vectorstores import VectorStore
 from knowledge.database import Database, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
-from knowledge.ingest import UNFINISHED, Ingested, Progress, Queue, Source, Status, clean_name, name_of, share
+from knowledge.ingest import UNFINISHED, Ingested, Progress, Queue, Source, Status, clean_name, name_of
 from knowledge.pages import Page
 from knowledge.retrieval import (
     EVERYWHERE,
@@ -192,8 +192,7 @@ class KnowledgeBase:
 
     def work(self, progress: Progress | None = None) -> None:
         """Carry on with all files that are not finished; what `progress` raises ends that, and cancels nothing."""
-        ids = [document.id for document in self._database.documents(UNFINISHED)]
-        self._work(None, list(ids), progress, cancelling=False)
+        self._work(None, list(self._database.states(UNFINISHED)), progress, cancelling=False)
 
     def use(self, embeddings: Embeddings, vectors: VectorStore | None = None, progress: Progress | None = None) -> None:
         """Change to another embedding model. All passages are embedded anew, which takes its time: until that is done
@@ -220,7 +219,7 @@ class KnowledgeBase:
     def cancel(self, document_ids: Iterable[str] | None = None) -> None:
         """Stop with these files or with all, where they are not finished. What was read of them stays searchable."""
         if document_ids is None:
-            document_ids = [document.id for document in self._database.documents(UNFINISHED)]
+            document_ids = list(self._database.states(UNFINISHED))
         self._queue.cancel(document_ids)
 
     def resume(self, document_ids: Iterable[str], password: str | None = None) -> None:
@@ -261,9 +260,10 @@ class KnowledgeBase:
             last = message or last
             if read is not None:
                 reading[read[0]] = read[1]
-            shares = (1.0 if id is None else share(self._database.document(id), reading.get(id, 0.0)) for id in files)
+            shares = self._queue.shares(reading)
+            done = round(100 * sum(shares.get(id, 1.0) for id in files))
             try:
-                progress(round(100 * sum(shares)), total, last)
+                progress(done, total, last)
             except BaseException:
                 if cancelling:
                     self._queue.cancel(id for id in files if id is not None)

@@ -6,11 +6,12 @@ searched by their words; embedding comes behind.
 """
 
 import hashlib
+import logging
 import os
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,7 +66,7 @@ class Status:
 
 
 class _Stopped(Exception):
-    """The file that is being read has been cancelled or removed."""
+    """The file that is being read has been cancelled or removed, or its progress raised what is the cause of this."""
 
 
 class Queue:
@@ -174,8 +175,8 @@ class Queue:
             tell(f"{max(total - left, 0)} of {total} passages embedded anew", None)
 
     def unfinished(self, ids: Sequence[str] | None = None) -> bool:
-        waiting = {document.id for document in self._database.documents(UNFINISHED)}
-        return bool(waiting if ids is None else waiting.intersection(ids))
+        waiting = self._database.states(UNFINISHED)
+        return bool(waiting if ids is None else waiting.keys() & set(ids))
 
     def _may_step(self) -> bool:
         if not self._step_here.acquire(timeout=_WAIT):
@@ -189,9 +190,9 @@ class Queue:
 
     def _step(self, tell: Tell) -> None:
         """One step. Nobody else is at one, so that a file that is said to be read is one that a kill interrupted."""
-        to_read = self._database.documents(("reading", "waiting"))
-        if to_read:
-            self._read(to_read[0], tell)
+        document = self._database.next_to_read()
+        if document is not None:
+            self._read(document, tell)
         else:
             self._embed(tell)
 
@@ -200,10 +201,18 @@ class Queue:
             return
         try:
             pages, chunks = self._parse(document, tell)
-        except _Stopped:
+        except _Stopped as stop:
+            if stop.__cause__ is not None:
+                raise stop.__cause__ from None
             return
         except DocumentError as error:
             self._database.set_state(document.id, "failed", ("reading",), str(error))
+            return
+        except Exception:
+            # A mistake in a reader must not keep all other files from being read, now and after every restart.
+            logging.exception("%s could not be read", document.name)
+            reason = f"{document.name} could not be read, which is a mistake in this program; its log says more."
+            self._database.set_state(document.id, "failed", ("reading",), reason)
             return
         if self._database.store(document.id, pages, chunks, _note(document.name, pages)):
             tell(f"{document.name}: read", (document.id, 1.0))
@@ -215,7 +224,10 @@ class Queue:
             current = self._database.document(document.id)
             if current is None or current.state != "reading":
                 raise _Stopped
-            tell(f"{name}: reading", (document.id, share))
+            try:
+                tell(f"{name}: reading", (document.id, share))
+            except Exception as error:
+                raise _Stopped from error
 
         report(0.0)
         try:
@@ -293,6 +305,20 @@ class Queue:
         known = self._pace is not None and not unread
         return Status(tuple(files), done, total, (total - done) * self._pace if known else None)
 
+    def shares(self, reading: Mapping[str, float]) -> dict[str, float]:
+        """How much of the work on each unfinished file is done, from 0 to 1, by id.
+
+        reading: how much has been read, from 0 to 1, of files that are being read.
+        """
+        states = self._database.states(UNFINISHED)
+        embedded = self._database.embedded_shares(self._dense().model)
+        return {
+            id: _READING_SHARE * reading.get(id, 0.0)
+            if state != "embedding"
+            else _READING_SHARE + (1 - _READING_SHARE) * embedded.get(id, 0.0)
+            for id, state in states.items()
+        }
+
     def original(self, document: StoredDocument) -> Path:
         return self._original(document.id, document.suffix)
 
@@ -318,15 +344,6 @@ def _note(name: str, pages: Sequence[Page]) -> str | None:
 
 def _twin(name: str, known: str) -> str:
     return f"{name} has the same content as {known}, which is here already."
-
-
-def share(document: StoredDocument | None, read: float = 0.0) -> float:
-    """How much of a document's work is done, from 0 to 1, if `read` is how much of it has been read."""
-    if document is None or document.state not in UNFINISHED:
-        return 1.0
-    if document.state != "embedding":
-        return _READING_SHARE * read
-    return _READING_SHARE + (1 - _READING_SHARE) * document.embedded / max(document.chunks, 1)
 
 
 def name_of(source: Source) -> str:

@@ -17,7 +17,10 @@ class DocumentError(Exception):
 
 
 class PasswordError(DocumentError):
-    """A file that opens with a password only, or with another one than was given."""
+    """A file that opens with a password only, or with another one than was given: `reason` is one of these."""
+
+    MISSING = "needs a password to open; give it, or save a copy without one"
+    WRONG = "does not open with this password; try another one"
 
 
 @dataclass(frozen=True)

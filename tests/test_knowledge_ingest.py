@@ -141,6 +141,15 @@ def test_a_file_that_failed_under_a_wrong_name_is_read_under_the_right_one(base,
     assert base.ingest([wrong, right])[1].state == "known"
 
 
+def test_a_mistake_in_a_reader_costs_one_file(base, monkeypatch, caplog):
+    from knowledge.formats import pdf
+
+    monkeypatch.setattr(pdf, "_pages", lambda *_: 1 / 0)
+    failed, done = base.ingest([POEMS, LAW])
+    assert (failed.state, done.state) == ("failed", "done") and "mistake in this program" in failed.reason
+    assert "ZeroDivisionError" in caplog.text and not base.unfinished
+
+
 def test_a_batch_that_ends_by_an_error_is_carried_on(base, embeddings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(embeddings, "embed_documents", lambda texts: (_ for _ in ()).throw(RuntimeError("no memory")))

@@ -109,6 +109,28 @@ def test_what_a_stop_interrupted_goes_on_behind_after_a_restart(library: Library
     assert base.status().files[0].state == "done" and base.search("rent")[0].score > 0
 
 
+def test_work_can_be_stopped_and_resumed(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    base = library.open(library.create("docs"))
+    base._queue.add(tmp_path / "a.txt")
+    assert library.stop("docs") and not library.stop("docs")
+    assert base.status().files[0].state == "cancelled"
+    library.resume("docs")
+    eventually(lambda: base.status().files[0].state == "done")
+
+
+def test_locked_files_open_with_their_password(library: Library) -> None:
+    base = library.open(library.create("docs"))
+    base.ingest([Path(__file__).parent / "data" / "pdf" / "enc_en_user_password_aes128.pdf"])
+    assert base.status().files[0].locked
+    library.unlock("docs", "wrong")
+    eventually(lambda: "this password" in (base.status().files[0].reason or ""))
+    assert base.status().files[0].locked
+    library.unlock("docs", "openpassword")
+    eventually(lambda: base.status().files[0].state == "done")
+    assert not base.status().files[0].locked
+
+
 def test_a_knowledge_base_that_can_not_be_opened_does_not_keep_others_from_going_on(
     library: Library, folder: Path, tmp_path: Path
 ) -> None:

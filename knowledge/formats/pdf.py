@@ -51,11 +51,7 @@ def _open(pypdfium2, data: bytes, name: str, password: str | None):
     except pypdfium2.PdfiumError as error:
         if error.err_code != _PASSWORD_NEEDED:
             raise _damaged(name) from error
-        if password:
-            raise PasswordError(name, "does not open with this password; try another one") from error
-        raise PasswordError(
-            name, "needs a password to open; give it, or save a copy without one and add that"
-        ) from error
+        raise PasswordError(name, PasswordError.WRONG if password else PasswordError.MISSING) from error
     if count > MAX_PAGES:
         document.close()
         raise DocumentError(name, f"has {count} pages and the limit is {MAX_PAGES}; split it into smaller files")

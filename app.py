@@ -89,6 +89,7 @@ def run(settings: Settings, store: Store) -> int:
     try:
         serving.start()
         startup.start()
+        threading.Thread(target=library.carry_on, name="ingesting", daemon=True).start()
         print(f"Quatrain is at {address(settings.host, port)}", flush=True)
         while serving.is_alive():
             serving.join(0.5)  # Windows hears Ctrl+C between waits only

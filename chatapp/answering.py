@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
+from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage
 from models import Event, LoadedModel, once_more
 
 from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
@@ -24,9 +24,10 @@ PASSAGES = 4
 
 @dataclass(frozen=True)
 class Found:
-    """The passages that the documents hold on the question, best first; none if they do not say."""
+    """The passages that the documents hold on the question, best first; the nearest there are if they do not say."""
 
     passages: tuple[Passage, ...]
+    answered: bool = True  #: whether they are likely to say
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,15 @@ def answer(
 ) -> Iterator[Found | Waiting | Summarising | Plan | Event]:
     """Found (for a question about documents), Waiting, Summarising, the Plan, then the events of generation.
 
-    Where the documents do not say, Found is empty and nothing follows: the model would only invent. Raises EngineError,
+    Where the documents do not say, nothing follows upon Found: the model would only invent. Raises EngineError,
     QuestionTooLong, KnowledgeBaseError and Cancelled.
     """
     passages = question.passages
     if question.base is not None and question.begun is None:
-        passages = _search(question.base, question.text)
-        yield Found(passages)
-        if not passages:
+        findings = _search(question.base, question.text)
+        passages = findings.passages
+        yield Found(passages, findings.answered)
+        if not findings.answered:
             return
 
     def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:
@@ -73,9 +75,9 @@ def answer(
     yield from engine.stream(make_continuing if question.begun else make_plan, question.options or {}, cancel)
 
 
-def _search(base: KnowledgeBase, question: str) -> tuple[Passage, ...]:
+def _search(base: KnowledgeBase, question: str) -> Findings:
     try:
-        return tuple(once_more(lambda: base.search(question, PASSAGES)))
+        return once_more(lambda: base.find(question, PASSAGES))
     except (sqlite3.Error, OSError, MemoryError, RuntimeError) as error:
         reason = str(error) or "memory ran out"
         raise KnowledgeBaseError(f"The documents can't be searched ({reason}); start again.") from error

@@ -206,9 +206,9 @@ class _Reply:
     def _note(self, event: Any) -> str:
         """Remembers what an event says and returns the text that it adds."""
         match event:
-            case Found(passages=passages):
+            case Found(passages=passages, answered=answered):
                 self._passages = passages
-                return "" if passages else NOTHING_FOUND
+                return "" if answered else NOTHING_FOUND
             case Plan(passages=passages, ledger=ledger):
                 self._passages, self._ledger = passages, ledger.as_json()
             case Token(text=text):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import threading
 import unicodedata
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 
 import knowledge
-from knowledge import KnowledgeBase
+from knowledge import KnowledgeBase, KnowledgeBaseError
+from knowledge.database import is_unfinished
+from knowledge.index import DATABASE_NAME
 
+from .checkpoints import FetchError
 from .words import whole_characters
 
 NAME_FILE = "name.json"
@@ -69,12 +75,52 @@ class Library:
                 if folder is None:
                     raise LibraryError(f"There is no knowledge base named {name!r}.")
                 self._embeddings = self._embeddings or self._make_embeddings()
-                self._open[name] = knowledge.open(folder, self._embeddings)
+                self._open[name] = base = knowledge.open(folder, self._embeddings)
+                if base.unfinished:
+                    _carry_on_behind(base)
             return self._open[name]
+
+    def stop(self, name: str) -> bool:
+        """Stops the work on a knowledge base's files; whether there was any."""
+        base = self.open(name)
+        unfinished = base.unfinished
+        base.cancel()
+        return unfinished
+
+    def resume(self, name: str) -> None:
+        """Goes on, behind, with the files of a knowledge base that were stopped."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.state == "cancelled"])
+        _carry_on_behind(base)
+
+    def unlock(self, name: str, password: str) -> None:
+        """Tries, behind, the files of a knowledge base that need a password with this one."""
+        base = self.open(name)
+        base.resume([file.id for file in base.status().files if file.locked], password)
+        _carry_on_behind(base)
+
+    def carry_on(self) -> None:
+        """Opens the knowledge bases in which files are not finished, so that work on them goes on behind."""
+        for name, folder in self._folders().items():
+            # What is wrong with one is said when the user opens it.
+            with suppress(sqlite3.Error, OSError, LibraryError, FetchError, KnowledgeBaseError):
+                if is_unfinished(folder / DATABASE_NAME):
+                    self.open(name)
 
     def _folders(self) -> dict[str, Path]:
         files = sorted(self._folder.glob(f"*/{NAME_FILE}")) if self._folder.is_dir() else ()
         return {_name(file): file.parent for file in files}
+
+
+def _carry_on_behind(base: KnowledgeBase) -> None:
+    threading.Thread(target=_carry_on, args=(base,), name=f"ingesting {base.name}", daemon=True).start()
+
+
+def _carry_on(base: KnowledgeBase) -> None:
+    try:
+        base.work()
+    except (sqlite3.Error, OSError, MemoryError, RuntimeError):
+        logging.exception("Work on the files of a knowledge base has stopped; it goes on after the next start")
 
 
 def _name(file: Path) -> str:

@@ -56,6 +56,7 @@ class Reply:
     ids: list[int] = field(default_factory=list)
     sources: list[Mapping[str, Any]] = field(default_factory=list)
     searched: bool = False  #: documents were asked
+    unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
     ahead: int = 0
     read: Read | None = None
@@ -70,7 +71,7 @@ class Reply:
 
     @property
     def nothing_found(self) -> bool:
-        return self.searched and not self.sources
+        return self.searched and (self.unanswered or not self.sources)
 
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
@@ -255,6 +256,7 @@ def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
+            reply.unanswered = isinstance(event, Found) and not event.answered
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
         case Waiting(ahead=ahead):

@@ -2,6 +2,20 @@
 
 from knowledge.database import KnowledgeBaseError
 from knowledge.documents import DocumentError
-from knowledge.index import Ingested, KnowledgeBase, Passage, open
+from knowledge.index import KnowledgeBase, open
+from knowledge.ingest import Ingested, Status
+from knowledge.pages import PasswordError
+from knowledge.retrieval import Findings, Passage, Where
 
-__all__ = ["DocumentError", "Ingested", "KnowledgeBase", "KnowledgeBaseError", "Passage", "open"]
+__all__ = [
+    "DocumentError",
+    "Findings",
+    "Ingested",
+    "KnowledgeBase",
+    "KnowledgeBaseError",
+    "Passage",
+    "PasswordError",
+    "Status",
+    "Where",
+    "open",
+]

@@ -2,27 +2,29 @@
 
 import argparse
 import json
-import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import knowledge
 from chatapp import checkpoints, settings
-from knowledge.documents import LOADERS, suffix_of
+from knowledge.documents import READERS
 from knowledge.embedder import LocalEmbeddings
-from knowledge.index import DATABASE_NAME
+from knowledge.evaluate import QuestionsError, evaluate, read_questions, table
+from knowledge.index import DATABASE_NAME, readable_files
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 1 after saying on stderr what went wrong."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every blemish that it can read past
     try:
         return options.command(options)
-    except (knowledge.KnowledgeBaseError, checkpoints.FetchError, OSError) as error:
+    except (knowledge.KnowledgeBaseError, QuestionsError, checkpoints.FetchError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; the next ingest carries on where this one was.", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,10 +32,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder, where the embedding model is kept")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    ingest = commands.add_parser("ingest", help="add files, and the files in folders, to a knowledge base")
+    ingest = commands.add_parser("ingest", help="add files to a knowledge base, and make it follow folders")
     ingest.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base; made if missing")
     ingest.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="file or folder")
+    ingest.add_argument("--password", help="opens those files that need one")
     ingest.set_defaults(command=_ingest)
+
+    status = commands.add_parser("status", help="the files of a knowledge base and their states")
+    status.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
+    status.set_defaults(command=_status)
 
     search = commands.add_parser("search", help="the passages nearest to a question")
     search.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
@@ -41,28 +48,49 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=5, help="how many (default %(default)s)")
     search.add_argument("--json", action="store_true", help="a JSON list of name, page, score, text")
     search.set_defaults(command=_search)
+
+    evaluate = commands.add_parser("evaluate", help="how well questions are answered whose documents are known")
+    evaluate.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
+    evaluate.add_argument(
+        "questions", type=Path, metavar="QUESTIONS", help='JSON lines {"question", "gold": ["document name"], "source"}'
+    )
+    evaluate.add_argument("--json", action="store_true", help="hit@1, hit@5, recall@5, mrr@10, and abstention")
+    evaluate.set_defaults(command=_evaluate)
     return parser
 
 
 def _ingest(options: argparse.Namespace) -> int:
-    paths = [file for path in options.paths for file in _files(path)]
-    if not paths:
-        print(f"There is no file to add: the folders hold none of {', '.join(LOADERS)}.", file=sys.stderr)
+    folders = [path for path in options.paths if path.is_dir()]
+    files = [path for path in options.paths if not path.is_dir()]
+    if not files and not any(file for folder in folders for file in readable_files(folder)):
+        print(f"There is no file to add: the folders hold none of {', '.join(READERS)}.", file=sys.stderr)
         return 1
-    results = knowledge.open(options.folder, _embeddings(options)).ingest(paths, _show_progress)
+    base = knowledge.open(options.folder, _embeddings(options))
+    report = _progress(base)
+    results = base.ingest(files, report, options.password)
+    for folder in folders:
+        results += base.ingest_folder(folder, report)
+    base.work(report)  # what was left by an earlier run
     for result in results:
         if result.state == "failed":
             print(result.reason, file=sys.stderr)
         else:
-            print(f"{result.name}: {result.state}, {result.pages} pages, {result.chunks} passages")
+            note = f" ({result.reason})" if result.reason else ""
+            print(f"{result.name}: {result.state}, {result.pages} pages, {result.chunks} passages{note}")
     return int(any(result.state == "failed" for result in results))
 
 
+def _status(options: argparse.Namespace) -> int:
+    status = _open_filled(options).status()
+    for file in status.files:
+        about = f"{file.embedded} of {file.chunks} passages embedded" if file.state == "embedding" else file.reason
+        print(f"{file.name}: {file.state}{f', {about}' if about else ''}")
+    print(f"{len(status.files)} files, {status.done} of {status.total} passages embedded")
+    return 0
+
+
 def _search(options: argparse.Namespace) -> int:
-    if not (options.folder / DATABASE_NAME).is_file():
-        print(f"{options.folder} holds no knowledge base; fill it first (ingest).", file=sys.stderr)
-        return 1
-    passages = knowledge.open(options.folder, _embeddings(options)).search(options.question, options.k)
+    passages = _open_filled(options).search(options.question, options.k)
     if options.json:
         fields = ("name", "page", "score", "text")
         print(json.dumps([{field: getattr(passage, field) for field in fields} for passage in passages]))
@@ -73,22 +101,33 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    questions = read_questions(options.questions)
+    base = _open_filled(options)
+    report = evaluate(base.find, questions, [document.name for document in base.documents()])
+    print(json.dumps(report) if options.json else "\n".join(table(report)))
+    return 0
+
+
 def _embeddings(options: argparse.Namespace) -> LocalEmbeddings:
     return LocalEmbeddings(checkpoints.ensure_embedder(options.data or settings.default_data_folder()))
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """The file itself, whatever it is; of a folder the files that can be read, deep down, in order."""
-    if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file.name) in LOADERS)
-    else:
-        yield path
+def _open_filled(options: argparse.Namespace) -> knowledge.KnowledgeBase:
+    if not (options.folder / DATABASE_NAME).is_file():
+        raise knowledge.KnowledgeBaseError(f"{options.folder} holds no knowledge base; fill it first (ingest).")
+    return knowledge.open(options.folder, _embeddings(options))
 
 
-def _show_progress(done: int, total: int, message: str) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r\x1b[K{100 * done // total} % {message}", end=end, file=sys.stderr, flush=True)
+def _progress(base: knowledge.KnowledgeBase) -> Callable[[int, int, str], None]:
+    def show(done: int, total: int, message: str) -> None:
+        if sys.stderr.isatty():
+            seconds = base.status().seconds
+            left = f", about {max(1, round(seconds / 60))} min left" if seconds else ""
+            end = "\n" if done == total else ""
+            print(f"\r\x1b[K{100 * done // total} % {message}{left}", end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 if __name__ == "__main__":

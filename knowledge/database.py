@@ -1,44 +1,82 @@
-"""The SQLite file of a knowledge base: the one truth about its documents, chunks and their embeddings."""
+"""The SQLite file of a knowledge base: the one truth about its documents, pages, chunks, keywords and embeddings."""
 
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from knowledge.splitter import Chunk
+from knowledge import keywords, terms
+from knowledge.pages import Page, PasswordError, plain
+from knowledge.splitter import Chunk, passage
 
-_VERSION = 1
+_VERSION = 2
 # Ids of chunks are never used twice (AUTOINCREMENT), so that a vector left over from a removed chunk can't pass for
 # that of a new one.
 _SCHEMA = f"""
-BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS documents (
+CREATE TABLE documents (
     id TEXT PRIMARY KEY, -- sha256 of the content
     name TEXT NOT NULL,
     suffix TEXT NOT NULL,
-    pages INTEGER NOT NULL, -- 0 for a file without pages
-    chunks INTEGER NOT NULL,
+    path TEXT, -- where it came from, if that is to be watched
+    size INTEGER NOT NULL, -- bytes
+    modified INTEGER NOT NULL, -- nanoseconds since 1970, of the file at path
+    state TEXT NOT NULL, -- one of State
+    reason TEXT, -- why it failed, or what could not be read of it
+    pages INTEGER NOT NULL DEFAULT 0, -- 0 for a file without pages
+    chunks INTEGER NOT NULL DEFAULT 0,
     added REAL NOT NULL -- seconds since 1970
 );
-CREATE INDEX IF NOT EXISTS documents_by_name ON documents (name);
-CREATE TABLE IF NOT EXISTS chunks (
+CREATE INDEX documents_by_name ON documents (name);
+CREATE INDEX documents_by_state ON documents (state);
+CREATE TABLE pages (
+    document TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL, -- in the document, from 0
+    page INTEGER, -- from 1, where pages have numbers
+    label TEXT, -- of a sheet
+    text TEXT NOT NULL,
+    PRIMARY KEY (document, position)
+);
+CREATE TABLE chunks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     document TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    page INTEGER, -- from 1
     position INTEGER NOT NULL, -- in the document, from 0
+    page INTEGER,
+    label TEXT,
     text TEXT NOT NULL,
-    embedding BLOB NOT NULL, -- float32, of length 1
+    headings TEXT NOT NULL, -- over it, " > " between them
     UNIQUE (document, position)
 );
-PRAGMA user_version = {_VERSION};
-COMMIT;
+CREATE TABLE models (id INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL UNIQUE);
+CREATE TABLE embeddings (
+    chunk INTEGER NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
+    model INTEGER NOT NULL REFERENCES models (id) ON DELETE CASCADE,
+    vector BLOB NOT NULL, -- float32, of length 1
+    PRIMARY KEY (chunk, model)
+);
+CREATE INDEX embeddings_by_model ON embeddings (model, chunk);
+{keywords.SCHEMA}
 """
+# Version 1 had no states, and chunks without headings: its documents are read again from their originals.
+_FROM_VERSION_1 = f"""
+ALTER TABLE documents RENAME TO old;
+DROP INDEX documents_by_name;
+DROP TABLE chunks;
+{_SCHEMA}
+INSERT INTO documents (id, name, suffix, size, modified, state, added)
+    SELECT id, name, suffix, 0, 0, 'waiting', added FROM old;
+DROP TABLE old;
+DELETE FROM settings;
+"""
+
+State = Literal["waiting", "reading", "embedding", "done", "failed", "cancelled"]
+"""waiting to be read, being read, read and searchable by its words, also by its meaning, not readable, stopped."""
 
 
 class KnowledgeBaseError(Exception):
@@ -47,7 +85,11 @@ class KnowledgeBaseError(Exception):
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document of a knowledge base; `id` is the sha256 of its content, `pages` 0 for a file without pages."""
+    """A file of a knowledge base; `id` is the sha256 of its content, `pages` 0 for a file without pages.
+
+    version: 1 for the first document of its name, 2 for the next one, which has another content. path: where it came
+    from, with the size in bytes and the time in nanoseconds that the file there had. embedded: how many of its chunks.
+    """
 
     name: str
     id: str
@@ -55,35 +97,78 @@ class StoredDocument:
     chunks: int
     suffix: str
     added: float
+    state: State
+    reason: str | None
+    path: str | None
+    size: int
+    modified: int
+    version: int
+    embedded: int
+
+    @property
+    def locked(self) -> bool:
+        """Whether it failed for want of its password."""
+        endings = (f"{PasswordError.MISSING}.", f"{PasswordError.WRONG}.")
+        return self.state == "failed" and bool(self.reason) and self.reason.endswith(endings)
 
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A chunk with its document's name; `embedding` is float32 [dimension] of length 1."""
+    """A chunk with its document's name."""
 
     id: int
     document: str
     name: str
-    page: int | None
     position: int
+    page: int | None
+    label: str | None
     text: str
-    embedding: np.ndarray
+    headings: str
+
+    @property
+    def passage(self) -> str:
+        return passage(self.headings, self.text)
 
 
-_DOCUMENT_COLUMNS = "name, id, pages, chunks, suffix, added"
-_CHUNK_COLUMNS = "chunks.id, document, name, page, position, text, embedding"
-_CHUNKS = "chunks JOIN documents ON documents.id = document"
+# How many chunks are embedded is counted for the files that are being embedded only: the others know.
+_DOCUMENTS = """
+SELECT name, id, pages, chunks, suffix, added, state, reason, path, size, modified,
+    (SELECT count(*) FROM documents AS other WHERE other.name = documents.name
+        AND (other.added, other.id) <= (documents.added, documents.id)),
+    CASE state WHEN 'done' THEN chunks WHEN 'embedding' THEN (
+        SELECT count(*) FROM chunks JOIN embeddings ON chunk = chunks.id
+        WHERE document = documents.id AND model = (SELECT value FROM settings WHERE key = 'model')) ELSE 0 END
+FROM documents
+"""
+_CHUNKS = """
+SELECT chunks.id, document, name, position, page, label, text, headings
+FROM chunks JOIN documents ON documents.id = document
+"""
+_WITHOUT_VECTOR = "NOT EXISTS (SELECT 1 FROM embeddings WHERE chunk = chunks.id AND model = ?)"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether the knowledge base in a file has work left, found out without opening it. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version < _VERSION:
+            return True
+        query = "SELECT count(*) FROM documents WHERE state IN ('waiting', 'reading', 'embedding')"
+        return connection.execute(query).fetchone()[0] > 0
 
 
 class Database:
-    """One connection, usable from any thread: each method holds the lock for as long as it runs."""
+    """Usable from any thread: one connection writes, under a lock; another reads what is committed meanwhile."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock = threading.RLock()
+        self._writing = threading.RLock()
+        self._reading = threading.Lock()
         try:
-            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._writer = self._connect()
             self._prepare()
+            self._reader = self._connect()
+            self.forget()  # what a kill kept from being forgotten
         except sqlite3.OperationalError as error:
             raise KnowledgeBaseError(
                 f"{path} cannot be opened ({error}); check its permissions and that no other program is using it"
@@ -93,101 +178,242 @@ class Database:
                 f"{path} is not a readable knowledge base ({error}); move it away and add the documents again"
             ) from error
 
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what the user removes must not stay in the file
+        return connection
+
     def _prepare(self) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        self._connection.execute("PRAGMA secure_delete = ON")  # what the user removes must not stay in the file
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._connection.executescript(_SCHEMA)
-        elif version != _VERSION:
-            raise KnowledgeBaseError(f"{self.path} was made by a newer version of Quatrain; update to open it")
+        with self.transaction():
+            (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise KnowledgeBaseError(f"{self.path} was made by a newer version of Quatrain; update to open it")
+            if version < _VERSION:
+                script = _SCHEMA if version == 0 else _FROM_VERSION_1
+                for statement in script.split(";"):
+                    self._writer.execute(statement)
+                self._writer.execute(f"PRAGMA user_version = {_VERSION}")
+            if self._setting("terms") != terms.VERSION:
+                self._index_again()
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is written, or nothing; other processes cannot write meanwhile."""
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._writing, self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
             yield
 
-    def _rows(self, query: str, values: Sequence = ()) -> list[tuple]:
-        with self._lock:
-            return self._connection.execute(query, values).fetchall()
+    def rows(self, query: str, values: Sequence = ()) -> list[tuple]:
+        """What a query finds in all that is committed."""
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
-    def setting(self, key: str) -> str | None:
-        rows = self._rows("SELECT value FROM settings WHERE key = ?", (key,))
-        return rows[0][0] if rows else None
+    def _write(self, statement: str, values: Sequence = ()) -> int:
+        """Carry out one statement, inside a transaction or as one; how many rows it changed."""
+        with self._writing:
+            return self._writer.execute(statement, values).rowcount
 
-    def set_setting(self, key: str, value: str) -> None:
-        self._rows("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+    def changes_elsewhere(self) -> int:
+        """A number that is another one once another process has written."""
+        with self._writing:
+            return self._writer.execute("PRAGMA data_version").fetchone()[0]
 
-    def documents(self) -> list[StoredDocument]:
-        """In the order in which they were added."""
-        return [StoredDocument(*row) for row in self._rows(f"SELECT {_DOCUMENT_COLUMNS} FROM documents ORDER BY added")]
+    def _setting(self, key: str) -> str | None:
+        row = self._writer.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    # Documents
+
+    def documents(self, states: Sequence[State] = ()) -> list[StoredDocument]:
+        """Those in one of the states, or all, in the order in which they were added."""
+        where = f"WHERE state IN ({_marks(states)})" if states else ""
+        return self._documents(f"{where} ORDER BY added, id", states)
 
     def document(self, id: str) -> StoredDocument | None:
-        rows = self._rows(f"SELECT {_DOCUMENT_COLUMNS} FROM documents WHERE id = ?", (id,))
-        return StoredDocument(*rows[0]) if rows else None
+        return next(iter(self._documents("WHERE id = ?", (id,))), None)
 
     def documents_named(self, name: str) -> list[StoredDocument]:
-        rows = self._rows(f"SELECT {_DOCUMENT_COLUMNS} FROM documents WHERE name = ?", (name,))
-        return [StoredDocument(*row) for row in rows]
+        return self._documents("WHERE name = ? ORDER BY added, id", (name,))
 
-    def rename(self, id: str, name: str) -> None:
-        self._rows("UPDATE documents SET name = ? WHERE id = ?", (name, id))
+    def documents_from(self, path: str) -> list[StoredDocument]:
+        return self._documents("WHERE path = ? ORDER BY added, id", (path,))
 
-    def add(self, id: str, name: str, suffix: str, pages: int, chunks: Sequence[Chunk], embeddings: np.ndarray) -> None:
-        """Store a document with its chunks and their embeddings, float32 [chunks, dimension]."""
-        self._rows(
-            "INSERT INTO documents (id, name, suffix, pages, chunks, added) VALUES (?, ?, ?, ?, ?, ?)",
-            (id, name, suffix, pages, len(chunks), time.time()),
+    def next_to_read(self) -> StoredDocument | None:
+        """The first file that waits, or whose reading was interrupted."""
+        return next(iter(self._documents("WHERE state IN ('reading', 'waiting') ORDER BY added, id LIMIT 1", ())), None)
+
+    def states(self, among: Sequence[State]) -> dict[str, State]:
+        """The states of the documents that are in one of these, by id."""
+        return dict(self.rows(f"SELECT id, state FROM documents WHERE state IN ({_marks(among)})", among))
+
+    def embedded_shares(self, model: int) -> dict[str, float]:
+        """How much of the documents that are being embedded is, from 0 to 1, by id; without those not begun."""
+        query = """
+        SELECT document, count(*) * 1.0 / documents.chunks FROM documents
+        JOIN chunks ON document = documents.id JOIN embeddings ON chunk = chunks.id
+        WHERE state = 'embedding' AND model = ? GROUP BY document
+        """
+        return dict(self.rows(query, (model,)))
+
+    def _documents(self, where: str, values: Sequence) -> list[StoredDocument]:
+        return [StoredDocument(*row) for row in self.rows(_DOCUMENTS + where, values)]
+
+    def add(self, id: str, name: str, suffix: str, path: str | None, size: int, modified: int) -> None:
+        """Take in a file, which waits to be read."""
+        self._write(
+            "INSERT INTO documents (id, name, suffix, path, size, modified, state, added) "
+            "VALUES (?, ?, ?, ?, ?, ?, 'waiting', ?)",
+            (id, name, suffix, path, size, modified, time.time()),
         )
-        rows = [
-            (id, chunk.page, chunk.position, chunk.text, embedding.astype("<f4").tobytes())
-            for chunk, embedding in zip(chunks, embeddings, strict=True)
-        ]
-        with self._lock:
-            self._connection.executemany(
-                "INSERT INTO chunks (document, page, position, text, embedding) VALUES (?, ?, ?, ?, ?)", rows
+
+    def rename(self, id: str, name: str, path: str | None, modified: int) -> None:
+        self._write("UPDATE documents SET name = ?, path = ?, modified = ? WHERE id = ?", (name, path, modified, id))
+
+    def set_state(self, id: str, state: State, among: Sequence[State], reason: str | None = None) -> bool:
+        """Put a document into a state, if it is in one of `among`; whether it was."""
+        statement = f"UPDATE documents SET state = ?, reason = ? WHERE id = ? AND state IN ({_marks(among)})"
+        return self._write(statement, (state, reason, id, *among)) == 1
+
+    def store(self, id: str, pages: Sequence[Page], chunks: Sequence[Chunk], note: str | None) -> bool:
+        """Keep what was read of a document, which is then embedding; False if it no longer is to be read."""
+        with self.transaction():
+            if not self.set_state(id, "embedding", ("reading",), note):
+                return False
+            self._remove_chunks(id)
+            numbered = sum(page.number is not None for page in pages)
+            self._write("UPDATE documents SET pages = ?, chunks = ? WHERE id = ?", (numbered, len(chunks), id))
+            self._writer.executemany(
+                "INSERT INTO pages VALUES (?, ?, ?, ?, ?)",
+                [(id, position, page.number, page.label, page.text) for position, page in enumerate(pages)],
             )
+            self._writer.executemany(
+                "INSERT INTO chunks (document, position, page, label, text, headings) VALUES (?, ?, ?, ?, ?, ?)",
+                [(id, chunk.position, chunk.page, chunk.label, chunk.text, chunk.headings) for chunk in chunks],
+            )
+            keywords.add(self._writer, self._passages("WHERE document = ?", (id,)))
+        return True
 
     def remove(self, id: str) -> None:
-        """Remove a document and its chunks."""
-        self._rows("DELETE FROM documents WHERE id = ?", (id,))
+        """Remove a document and all that was made of it."""
+        with self.transaction():
+            self._remove_chunks(id)
+            self._write("DELETE FROM documents WHERE id = ?", (id,))
+
+    def _remove_chunks(self, document: str) -> None:
+        keywords.remove(self._writer, self._passages("WHERE document = ?", (document,)))
+        self._write("DELETE FROM chunks WHERE document = ?", (document,))
+        self._write("DELETE FROM pages WHERE document = ?", (document,))
+
+    def _passages(self, where: str, values: Sequence = ()) -> dict[int, str]:
+        rows = self._writer.execute(f"SELECT id, headings, text FROM chunks {where}", values)
+        return {id: passage(headings, text) for id, headings, text in rows}
+
+    def _index_again(self) -> None:
+        """Make the keywords of all chunks again: terms are cut in another way than they were."""
+        keywords.clear(self._writer)
+        passages = self._passages("")
+        if passages:
+            keywords.add(self._writer, passages)
+        self._write("INSERT OR REPLACE INTO settings VALUES ('terms', ?)", (terms.VERSION,))
 
     def forget(self) -> None:
         """Empty the write-ahead log, where removed rows would still stand."""
-        self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._write("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def chunk_ids(self, document: str | None = None) -> list[int]:
-        """The ids of the chunks of one document, or of all, ascending."""
-        rows = self._rows("SELECT id FROM chunks WHERE document = ?1 OR ?1 IS NULL ORDER BY id", (document,))
-        return [id for (id,) in rows]
+    # Pages and chunks
 
-    def chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
+    def pages(self, document: str) -> list[Page]:
+        """The pages of a document as they were read, each in one block."""
+        query = "SELECT page, label, text FROM pages WHERE document = ? ORDER BY position"
+        return [replace(plain(number, text), label=label) for number, label, text in self.rows(query, (document,))]
+
+    def chunk_ids(self, document: str) -> list[int]:
+        """The ids of a document's chunks, ascending."""
+        return [id for (id,) in self.rows("SELECT id FROM chunks WHERE document = ? ORDER BY id", (document,))]
+
+    def chunks(self, ids: Iterable[int]) -> dict[int, StoredChunk]:
         """Those chunks that exist, by id."""
-        marks = ", ".join("?" * len(ids))
-        rows = self._rows(f"SELECT {_CHUNK_COLUMNS} FROM {_CHUNKS} WHERE chunks.id IN ({marks})", ids)
-        return {row[0]: _stored_chunk(row) for row in rows}
+        ids = list(ids)
+        rows = self.rows(f"{_CHUNKS} WHERE chunks.id IN ({_marks(ids)})", ids)
+        return {row[0]: StoredChunk(*row) for row in rows}
 
-    def batches(self, size: int, document: str | None = None) -> Iterator[list[StoredChunk]]:
-        """The chunks of one document, or of all, in the order of their ids, `size` at a time."""
-        last = 0
+    # Embeddings
+
+    def model(self, identity: str) -> int:
+        """The number under which the embeddings of a model are kept."""
+        with self.transaction():
+            self._write("INSERT OR IGNORE INTO models (identity) VALUES (?)", (identity,))
+            return self._writer.execute("SELECT id FROM models WHERE identity = ?", (identity,)).fetchone()[0]
+
+    def used_model(self) -> int | None:
+        """The model whose embeddings answer questions; None in a new knowledge base."""
+        rows = self.rows("SELECT value FROM settings WHERE key = 'model'")
+        return int(rows[0][0]) if rows else None
+
+    def background(self, model: int) -> str | None:
+        """What was measured of a model, as `set_background` was given it."""
+        rows = self.rows("SELECT value FROM settings WHERE key = ?", (f"background {model}",))
+        return rows[0][0] if rows else None
+
+    def set_background(self, model: int, measured: str) -> None:
+        self._write("INSERT OR REPLACE INTO settings VALUES (?, ?)", (f"background {model}", measured))
+
+    def use_model(self, model: int) -> None:
+        """Documents are done once `model` has embedded them: those that it has not are embedding again."""
+        missing = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"
+        with self.transaction():
+            self._write("INSERT OR REPLACE INTO settings VALUES ('model', ?)", (str(model),))
+            self._write(f"UPDATE documents SET state = 'embedding' WHERE state = 'done' AND {missing}", (model,))
+
+    def remove_other_models(self, model: int) -> None:
+        """Forget the embeddings of all models but one."""
+        with self.transaction():
+            self._write("DELETE FROM models WHERE id != ?", (model,))
+
+    def embedded_ids(self, model: int) -> np.ndarray:
+        """The ids of the chunks that have an embedding, ascending, int64 [n]."""
+        rows = self.rows("SELECT chunk FROM embeddings WHERE model = ? ORDER BY chunk", (model,))
+        return np.array([id for (id,) in rows], np.int64)
+
+    def embeddings(self, model: int, ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """Those embeddings that exist, by chunk id: float32 [dimension] of length 1."""
+        query = f"SELECT chunk, vector FROM embeddings WHERE model = ? AND chunk IN ({_marks(ids)})"
+        return {id: np.frombuffer(vector, "<f4") for id, vector in self.rows(query, (model, *ids))}
+
+    def without_embedding(self, model: int, count: int) -> list[StoredChunk]:
+        """The next `count` chunks to be embedded, those of the document that came first being first."""
         query = (
-            f"SELECT {_CHUNK_COLUMNS} FROM {_CHUNKS} "
-            "WHERE chunks.id > ?1 AND (document = ?2 OR ?2 IS NULL) ORDER BY chunks.id LIMIT ?3"
+            f"{_CHUNKS} WHERE state IN ('embedding', 'done') AND {_WITHOUT_VECTOR} ORDER BY added, chunks.id LIMIT ?"
         )
-        while rows := self._rows(query, (last, document, size)):
-            yield [_stored_chunk(row) for row in rows]
-            last = rows[-1][0]
+        return [StoredChunk(*row) for row in self.rows(query, (model, count))]
 
-    def set_embedding(self, id: int, embedding: np.ndarray) -> None:
-        self._rows("UPDATE chunks SET embedding = ? WHERE id = ?", (embedding.astype("<f4").tobytes(), id))
+    def count_without_embedding(self, model: int) -> int:
+        query = (
+            "SELECT count(*) FROM chunks JOIN documents ON documents.id = document "
+            f"WHERE state IN ('embedding', 'done') AND {_WITHOUT_VECTOR}"
+        )
+        return self.rows(query, (model,))[0][0]
+
+    def add_embeddings(self, model: int, vectors: Mapping[int, np.ndarray]) -> None:
+        """Keep embeddings by chunk id, float32 [dimension] each; of chunks that were removed meanwhile none."""
+        with self.transaction():
+            self._writer.executemany(
+                "INSERT OR REPLACE INTO embeddings SELECT id, ?, ? FROM chunks WHERE id = ?",
+                [(model, vector.astype("<f4").tobytes(), id) for id, vector in vectors.items()],
+            )
+
+    def settle(self, model: int) -> None:
+        """Documents whose chunks all have an embedding are done."""
+        missing = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"
+        self._write(f"UPDATE documents SET state = 'done' WHERE state = 'embedding' AND NOT {missing}", (model,))
 
 
-def _stored_chunk(row: tuple) -> StoredChunk:
-    return StoredChunk(*row[:-1], np.frombuffer(row[-1], "<f4"))
+def _marks(values: Sequence) -> str:
+    return ", ".join("?" * len(values))

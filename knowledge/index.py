@@ -1,85 +1,73 @@
 """A knowledge base: files go in, passages come out. SQLite holds the truth, FAISS what can be made from it again."""
 
-import hashlib
+import functools
 import os
 import threading
-import time
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from knowledge.database import Database, StoredChunk, StoredDocument
-from knowledge.documents import DocumentError, Page, parse, read, suffix_of
+from knowledge.database import Database, StoredDocument
+from knowledge.dense import Dense
+from knowledge.documents import READERS, suffix_of
+from knowledge.ingest import UNFINISHED, Ingested, Progress, Queue, Source, Status, clean_name, name_of
+from knowledge.pages import Page
+from knowledge.retrieval import (
+    EVERYWHERE,
+    UNKNOWN,
+    Findings,
+    Meaning,
+    Passage,
+    Ranked,
+    Rerank,
+    Retrieval,
+    Where,
+    language,
+    meaning,
+)
 from knowledge.retriever import PassageRetriever
-from knowledge.splitter import Chunk, estimate_tokens, split
-from knowledge.vectors import FaissVectors, unit_rows
-
-Progress = Callable[[int, int, str], None]
-Source = str | os.PathLike | tuple[str | os.PathLike, str]
+from knowledge.vectors import unit_rows
 
 DATABASE_NAME = "knowledge.db"
-_EMBEDDED_AT_ONCE = 8  # half a second of work on two cores: the step of progress, of cancelling, of a question waiting
-_READ_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class Ingested:
-    """What became of one file. known: its content was here already. failed: `reason` says why, in one sentence.
-
-    `pages` is 0 for a file without pages, such as plain text.
-    """
-
-    name: str
-    state: Literal["done", "known", "failed"]
-    pages: int = 0
-    chunks: int = 0
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A found piece of a document: `page` is 1-based or None, `score` the cosine with the question."""
-
-    name: str
-    page: int | None
-    score: float
-    text: str
-    document: str
-
-
-def open(folder: str | os.PathLike, embeddings: Embeddings, vectors: VectorStore | None = None) -> "KnowledgeBase":
+def open(
+    folder: str | os.PathLike,
+    embeddings: Embeddings,
+    vectors: VectorStore | None = None,
+    rerank: Rerank | None = None,
+) -> "KnowledgeBase":
     """Open the knowledge base in `folder`, which is made if it does not exist.
 
     vectors: a LangChain store that also has `add_embeddings` (FAISS's and PGVector's do), for vectors kept elsewhere.
-    If `embeddings` is another model than last time, all chunks are embedded again first, which takes its time.
-    Raises KnowledgeBaseError when what lies in the folder can't be opened.
+    rerank: scores passages for a question, as `knowledge.reranker.LocalReranker` does; the best ones go by its order.
+    What a kill interrupted, and what another embedding model than last time's has to embed, is `unfinished`, and goes
+    on with `work` or the next `ingest`. Raises KnowledgeBaseError when what lies in the folder can't be opened.
     """
-    return KnowledgeBase(Path(folder), embeddings, vectors)
+    return KnowledgeBase(Path(folder), embeddings, vectors, rerank)
 
 
 class KnowledgeBase:
     """Documents to search. Every method may be called from any thread; searching goes on while files are ingested."""
 
-    def __init__(self, folder: Path, embeddings: Embeddings, vectors: VectorStore | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        embeddings: Embeddings,
+        vectors: VectorStore | None = None,
+        rerank: Rerank | None = None,
+    ):
         self.folder = folder
-        self._embeddings = embeddings
-        self._originals = folder / "originals"
-        self._originals.mkdir(parents=True, exist_ok=True)
-        self._vectors_file = folder / "vectors.faiss"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()  # over the vectors
         self._database = Database(folder / DATABASE_NAME)
-        self._lock = threading.RLock()  # database and vectors change together
-        self._ingesting = threading.Lock()  # one batch at a time, so that a file in two batches is embedded once
-        with self._lock:
-            self._embed_again_if_model_changed(vectors)
-            self._vectors = self._open_faiss() if vectors is None else vectors
-            self._drop_strays()
+        self._retrieval = Retrieval(self._database, rerank)
+        self._dense = Dense(self._database, embeddings, folder / "vectors.faiss", vectors)
+        self._dense.save()
+        self._database.use_model(self._dense.model)
+        self._queue = Queue(folder, self._database, lambda: self._dense, self._lock)
 
     @property
     def name(self) -> str:
@@ -91,207 +79,216 @@ class KnowledgeBase:
     # Reading
 
     def documents(self) -> list[StoredDocument]:
-        """In the order in which they came."""
-        return self._database.documents()
+        """Those that can be searched, in the order in which they came."""
+        return [document for document in self._database.documents() if document.chunks]
+
+    def status(self) -> Status:
+        """All files with their states, those that wait or failed too, and how far embedding is."""
+        return self._queue.status()
 
     def original(self, document_id: str) -> Path:
         """The copy of the file that was ingested. Raises LookupError for an unknown document."""
+        return self._queue.original(self._known(document_id))
+
+    def pages(self, document_id: str) -> list[Page]:
+        """What was read of a document. Raises LookupError for an unknown document."""
+        return self._database.pages(self._known(document_id).id)
+
+    def _known(self, document_id: str) -> StoredDocument:
         document = self._database.document(document_id)
         if document is None:
             raise LookupError(f"knowledge base {self.name} has no document {document_id}")
-        return self._original(document)
+        return document
 
-    def search(self, question: str, k: int = 5) -> list[Passage]:
-        """The `k` passages nearest to `question`, best first."""
+    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> Findings:
+        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to."""
         if not question.strip():
-            return []
-        query = unit_rows(self._embeddings.embed_query(question))[0]
-        with self._lock:
-            found = self._vectors.similarity_search_by_vector(query.tolist(), k=k)
-            chunks = self._database.chunks([int(document.id) for document in found])
-        # A store may rank by a distance of its own and may be behind the database: scores come from the latter.
-        passages = [_passage(chunk, float(chunk.embedding @ query)) for chunk in chunks.values()]
-        return sorted(passages, key=lambda passage: passage.score, reverse=True)
+            return Findings()
+        return self._retrieval.find(question, k, where, self._meaning(question))
 
-    def as_retriever(self, k: int = 5) -> PassageRetriever:
-        return PassageRetriever(search=self.search, k=k)
+    def rank(self, question: str, where: Where = EVERYWHERE) -> Ranked:
+        """What `find` chooses from, for measuring and for fitting its weights."""
+        return self._retrieval.rank(question, where, self._meaning(question))
+
+    def _meaning(self, question: str) -> Meaning:
+        dense, asked = self._dense, language(question)
+        with self._lock:
+            filled = dense.filled
+        if not filled:
+            return UNKNOWN  # words find what was just read, without waiting for the embedding model to be loaded
+        query = unit_rows(dense.embeddings.embed_query(question))[0]
+        directions = dense.background.directions(query, asked)
+        with self._lock:
+            found = dense.products(query, directions)
+        return meaning(dense.background, asked, self._retrieval.chinese(), directions, found)
+
+    def search(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> list[Passage]:
+        """The `k` passages that answer `question` best, best first."""
+        return list(self.find(question, k, where).passages)
+
+    def as_retriever(self, k: int = 5, where: Where = EVERYWHERE) -> PassageRetriever:
+        return PassageRetriever(search=functools.partial(self.search, where=where), k=k)
 
     # Writing
 
-    def ingest(self, paths: Iterable[Source], progress: Progress | None = None) -> list[Ingested]:
+    def ingest(
+        self, paths: Iterable[Source], progress: Progress | None = None, password: str | None = None
+    ) -> list[Ingested]:
         """Add files, each a path or (path, name) where the name is what the user calls it; one result for each.
 
-        A file is stored as a whole or not at all. A bad one is reported and the others go on.
+        Files are taken in at once, as copies, then all of them are read, then embedded. A bad one is reported and the
+        others go on; a kill or an error leaves the rest to the next `work` or `ingest`.
         progress(done, total, message): hundredths of a file done, of all files together. It runs in this thread, and
-        what it raises ends the batch; files finished before stay.
+        what it raises cancels the files that are not finished.
+        password: opens those of the files that need one; it is not kept.
         """
-        sources = [_source(source) for source in paths]
-        with self._ingesting:
-            try:
-                return [
-                    self._ingest_one(path, name, _share(progress, index, len(sources)))
-                    for index, (path, name) in enumerate(sources)
-                ]
-            finally:
-                self._save_vectors()
+        sources = list(paths)
+        taken = [self._queue.add(source, password) for source in sources]
+        ids = [file.id for file in taken if isinstance(file, StoredDocument)]
+        self._work(ids, [None if isinstance(file, Ingested) else file.id for file in taken], progress)
+        return [
+            file if isinstance(file, Ingested) else self._outcome(file.id, source, password)
+            for source, file in zip(sources, taken, strict=True)
+        ]
+
+    def _outcome(self, id: str, source: Source, password: str | None) -> Ingested:
+        outcome = self._queue.outcome(id, name_of(source))
+        document = self._database.document(id)
+        if outcome.state == "failed" and document is not None and document.name != outcome.name:
+            # The same content was tried under another name, which may have been a wrong one.
+            return self.ingest([source], password=password)[0]
+        return outcome
+
+    def ingest_folder(self, folder: str | os.PathLike, progress: Progress | None = None) -> list[Ingested]:
+        """Make the base follow a folder: files that are new or changed go in, what came from files that are gone goes.
+
+        Results for new, changed and failed files; those that are as they were when last seen are not read. Raises
+        NotADirectoryError if there is no such folder, and removes nothing where a folder has no readable file left.
+        """
+        folder = Path(folder).absolute()
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder; check the path")
+        files = list(readable_files(folder))
+        before = [document for document in self._database.documents() if _lies_in(document, folder)]
+        seen = {(document.path, document.size, document.modified) for document in before if document.state == "done"}
+        new = [file for file in files if (str(file), *_stamp(file)) not in seen]
+        results = self.ingest(new, progress)
+        present = set(map(str, files))
+        for document in before if files else ():
+            now = self._database.document(document.id)
+            if now is not None and now.path == document.path and self._is_gone(now, present):
+                self._remove([now])
+        return results
+
+    def _is_gone(self, document: StoredDocument, present: set[str]) -> bool:
+        """Whether the file has gone, or holds another document that has been read by now."""
+        newer = self._database.documents_from(document.path)[-1]
+        return document.path not in present or (newer.id != document.id and newer.state == "done")
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are files to read or to embed."""
+        return self._queue.unfinished()
+
+    def work(self, progress: Progress | None = None) -> None:
+        """Carry on with all files that are not finished; what `progress` raises ends that, and cancels nothing."""
+        self._work(None, list(self._database.states(UNFINISHED)), progress, cancelling=False)
+
+    def use(self, embeddings: Embeddings, vectors: VectorStore | None = None, progress: Progress | None = None) -> None:
+        """Change to another embedding model. All passages are embedded anew, which takes its time: until that is done
+        the model before answers, and if it is interrupted it stays.
+
+        vectors: where the new model's are kept, as in `open`. progress(done, total, message): passages.
+        """
+        fresh = Dense(self._database, embeddings, self.folder / "vectors.faiss", vectors, fresh=True)
+
+        def tell(message: str, _: object) -> None:
+            if progress is not None:
+                left, files = self._database.count_without_embedding(fresh.model), self._queue.status().total
+                progress(files - left, files, message)
+
+        def change() -> None:
+            with self._lock:
+                self._dense = fresh
+                self._database.use_model(fresh.model)
+                self._database.remove_other_models(fresh.model)
+                fresh.save()
+
+        self._queue.embed_all(fresh, tell, change)
+
+    def cancel(self, document_ids: Iterable[str] | None = None) -> None:
+        """Stop with these files or with all, where they are not finished. What was read of them stays searchable."""
+        if document_ids is None:
+            document_ids = list(self._database.states(UNFINISHED))
+        self._queue.cancel(document_ids)
+
+    def resume(self, document_ids: Iterable[str], password: str | None = None) -> None:
+        """Let `work` go on with files that were cancelled, and try those again that failed."""
+        self._queue.resume(document_ids, password)
 
     def remove(self, name: str) -> int:
-        """Remove every document of this name: rows, vectors and original. Returns how many there were."""
-        with self._lock:
-            documents = self._database.documents_named(_clean_name(name))
-            for document in documents:
-                self._remove(document)
-            if documents:
-                self._database.forget()
-                self._save_vectors()
+        """Remove every document of this name with all that was made of it. Returns how many there were."""
+        documents = self._database.documents_named(clean_name(name))
+        self._remove(documents)
         return len(documents)
 
-    def _ingest_one(self, path: Path, name: str, report: Callable[[float, str], None]) -> Ingested:
-        report(0, f"{name}: reading")
-        try:
-            data = read(path, name)
-            id = hashlib.sha256(data).hexdigest()
-            known = self._database.document(id)
-            if known is not None:
-                return self._known(known, name)
-            pages = parse(data, name)
-            chunks = split(pages, getattr(self._embeddings, "count_tokens", estimate_tokens))
-            if not chunks:
-                raise DocumentError(name, "holds no words that could be searched; check that it is the right file")
-        except DocumentError as error:
-            return Ingested(name, "failed", reason=str(error))
-        embeddings = self._embed(chunks, name, report)
-        return self._store(id, name, data, pages, chunks, embeddings)
+    def remove_document(self, document_id: str) -> None:
+        """Remove one document, such as one version of a file. Raises LookupError for an unknown one."""
+        self._remove([self._known(document_id)])
 
-    def _known(self, document: StoredDocument, name: str) -> Ingested:
-        reason = None
-        if document.name != name:
-            self._database.rename(document.id, name)
-            reason = f"{name} has the same content as {document.name}, which was renamed to it."
-        return Ingested(name, "known", document.pages, document.chunks, reason)
+    def _remove(self, documents: Iterable[StoredDocument]) -> None:
+        documents = list(documents)
+        for document in documents:
+            self._queue.remove(document)
+        if documents:
+            self._database.forget()
+            with self._lock:
+                self._dense.save()
 
-    def _embed(self, chunks: Sequence[Chunk], name: str, report: Callable[[float, str], None]) -> np.ndarray:
-        """Unit vectors, float32 [chunks, dimension]."""
-        rows: list[list[float]] = []
-        for start in range(0, len(chunks), _EMBEDDED_AT_ONCE):
-            texts = [chunk.text for chunk in chunks[start : start + _EMBEDDED_AT_ONCE]]
-            rows += self._embeddings.embed_documents(texts)
-            report(len(rows) / len(chunks), f"{name}: {len(rows)} of {len(chunks)} passages embedded")
-            time.sleep(0.001)  # locks are not fair: lets a question waiting for the embedding model go first
-        return unit_rows(rows)
+    def _work(
+        self, ids: list[str] | None, files: list[str | None], progress: Progress | None, cancelling: bool = True
+    ) -> None:
+        """files: the document of each file that progress is told of, None for one that is through already."""
+        total = 100 * max(len(files), 1)
+        reading: dict[str, float] = {}
+        last = ""
 
-    def _store(
-        self, id: str, name: str, data: bytes, pages: Sequence[Page], chunks: Sequence[Chunk], embeddings: np.ndarray
-    ) -> Ingested:
-        document = Ingested(name, "done", sum(page.number is not None for page in pages), len(chunks))
-        with self._lock, self._database.transaction():
-            self._database.add(id, name, suffix_of(name), document.pages, chunks, embeddings)
-            # Before the commit: a vector without a row is left out of results, a row without a vector is never found.
-            self._original(self._database.document(id)).write_bytes(data)
-            self._fill(self._vectors, id)
-        return document
+        def tell(message: str, read: tuple[str, float] | None) -> None:
+            nonlocal last
+            if progress is None:
+                return
+            last = message or last
+            if read is not None:
+                reading[read[0]] = read[1]
+            shares = self._queue.shares(reading)
+            done = round(100 * sum(shares.get(id, 1.0) for id in files))
+            try:
+                progress(done, total, last)
+            except BaseException:
+                if cancelling:
+                    self._queue.cancel(id for id in files if id is not None)
+                raise
 
-    def _remove(self, document: StoredDocument) -> None:
-        ids = self._database.chunk_ids(document.id)
-        with self._database.transaction():
-            self._database.remove(document.id)
-        self._vectors.delete([str(id) for id in ids])
-        self._original(document).unlink(missing_ok=True)
-
-    def _original(self, document: StoredDocument) -> Path:
-        return self._originals / f"{document.id}{document.suffix}"
-
-    # Vectors
-
-    def _fill(self, vectors: VectorStore, document: str | None = None) -> None:
-        """Give `vectors` the chunks of one document, or of all; those it has already are replaced."""
-        for chunks in self._database.batches(_READ_AT_ONCE, document):
-            vectors.add_embeddings(
-                [chunk.text for chunk in chunks],
-                [chunk.embedding.tolist() for chunk in chunks],
-                [{"source": chunk.name, "page": chunk.page} for chunk in chunks],
-                [str(chunk.id) for chunk in chunks],
-            )
-
-    def _embed_again_if_model_changed(self, vectors: VectorStore | None) -> None:
-        identity = getattr(self._embeddings, "identity", type(self._embeddings).__qualname__)
-        if self._database.setting("embeddings") == identity:
-            return
-        fresh = [
-            (chunk.id, embedding)
-            for chunks in self._database.batches(_EMBEDDED_AT_ONCE)
-            for chunk, embedding in zip(chunks, self._embed_texts(chunks), strict=True)
-        ]
-        with self._database.transaction():
-            for id, embedding in fresh:
-                self._database.set_embedding(id, embedding)
-            self._database.set_setting("embeddings", identity)
-            self._vectors_file.unlink(missing_ok=True)  # made anew when opened next, even if this is killed here
-            if vectors is not None:
-                self._fill(vectors)
-
-    def _embed_texts(self, chunks: Sequence[StoredChunk]) -> np.ndarray:
-        return unit_rows(self._embeddings.embed_documents([chunk.text for chunk in chunks]))
-
-    def _open_faiss(self) -> FaissVectors:
-        """The saved vectors if they are those of the database, else made anew from it."""
-        vectors = FaissVectors(self._embeddings, self._documents_of)
-        ids = self._database.chunk_ids()
-        if vectors.load(self._vectors_file) and self._match(vectors, ids):
-            return vectors
-        vectors = FaissVectors(self._embeddings, self._documents_of)
-        self._fill(vectors)
-        vectors.save(self._vectors_file)
-        return vectors
-
-    def _match(self, vectors: FaissVectors, ids: list[int]) -> bool:
-        if not np.array_equal(vectors.ids(), ids):
-            return False
-        return not ids or vectors.dimension == self._database.chunks(ids[:1])[ids[0]].embedding.size
-
-    def _save_vectors(self) -> None:
-        """Once a batch, not once a file. A kill before it costs a rebuild from the database when next opened."""
-        with self._lock:
-            if isinstance(self._vectors, FaissVectors):
-                self._vectors.save(self._vectors_file)
-
-    def _documents_of(self, ids: Sequence[int]) -> dict[int, Document]:
-        return {
-            id: Document(
-                id=str(id),
-                page_content=chunk.text,
-                metadata={"source": chunk.name, "page": chunk.page, "document": chunk.document},
-            )
-            for id, chunk in self._database.chunks(ids).items()
-        }
-
-    def _drop_strays(self) -> None:
-        """Remove originals that a kill left without a row; inside a transaction, as another process may be storing."""
-        with self._database.transaction():
-            kept = {self._original(document) for document in self._database.documents()}
-            for stray in set(self._originals.iterdir()) - kept:
-                stray.unlink()
+        self._queue.work(tell, ids)
+        tell("", None)
 
 
-def _passage(chunk: StoredChunk, score: float) -> Passage:
-    return Passage(chunk.name, chunk.page, score, chunk.text, chunk.document)
+def readable_files(folder: Path) -> Iterator[Path]:
+    """The files deep down in a folder that can be read, in order, without hidden ones and Office's lock files."""
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith((".", "~$")) for part in file.relative_to(folder).parts)
+        if suffix_of(file.name) in READERS and not hidden and file.is_file():
+            yield file
 
 
-def _source(source: Source) -> tuple[Path, str]:
-    path, name = source if isinstance(source, tuple) else (source, Path(source).name)
-    return Path(path), _clean_name(name)
+def _lies_in(document: StoredDocument, folder: Path) -> bool:
+    return document.path is not None and Path(document.path).is_relative_to(folder)
 
 
-def _clean_name(name: str) -> str:
-    """A name that any database and screen can hold: composed characters, "?" for bytes that were no text."""
-    return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode("utf-8")
-
-
-def _share(progress: Progress | None, index: int, count: int) -> Callable[[float, str], None]:
-    """Progress of file `index` of `count`, given as a fraction, in hundredths of all of them."""
-
-    def report(fraction: float, message: str) -> None:
-        if progress is not None:
-            progress(100 * index + round(100 * fraction), 100 * count, message)
-
-    return report
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes, and the time of the last change."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

@@ -9,7 +9,7 @@ from langchain_core.retrievers import BaseRetriever
 
 
 class PassageRetriever(BaseRetriever):
-    """Finds passages; each Document's metadata has source (file name), page (1-based or None) and score (cosine)."""
+    """Finds passages; each Document's metadata has source (file name), page (1-based or None) and score (0 to 1)."""
 
     search: Callable[[str, int], list[Any]]
     """`KnowledgeBase.search`, or anything that answers (question, k) with passages, best first."""

@@ -112,6 +112,21 @@ class FaissVectors(VectorStore):
         documents = (self._lookup or self._kept)([number for number, _ in found])
         return [(documents[number], score) for number, score in found if number in documents]
 
+    def products(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every id, ascending, int64 [n], and its vector's inner product with each of `directions` [m, dimension],
+        float32 [n, m]."""
+        if self._index is None or self._index.ntotal == 0:
+            return np.empty(0, np.int64), np.empty((0, len(directions)), np.float32)
+        faiss = _faiss()
+        flat = faiss.downcast_index(self._index.index)
+        rows = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)  # not a copy
+        ids = faiss.vector_to_array(self._index.id_map)
+        products = rows @ directions.astype(np.float32).T
+        if np.all(ids[:-1] < ids[1:]):  # as they mostly are
+            return ids, products
+        order = np.argsort(ids)
+        return ids[order], products[order]
+
     def _kept(self, numbers: Sequence[int]) -> Mapping[int, Document]:
         return self._documents
 

@@ -16,14 +16,16 @@ from gguf import GGMLQuantizationType as Kind
 
 import models
 from benchmarks import __main__ as command
-from benchmarks import accuracy, decode, gguf_files, load, memory, minilm, prefill, process, shapes, turns
+from benchmarks import accuracy, decode, gguf_files, ingest, load, memory, minilm, prefill, process, shapes, turns
 from benchmarks.engines import child as engine
 from benchmarks.engines.ours import bytes_per_token
 from benchmarks.results import Result, as_json, table_lines
 from benchmarks.settings import Settings
 from benchmarks.subjects import Subject
+from knowledge.splitter import estimate_tokens
 from models import CheckpointError, footprint
 from tests import stories260k, tiny
+from tests.fakes import HashEmbeddings
 
 KEYS = {"name", "ours", "peer", "peer_name", "ratio", "unit"}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -398,3 +400,18 @@ def test_every_speed_case_has_a_name_of_its_own(benchmark) -> None:
     subjects = [case.subject for case in benchmark.CASES]
     assert len({subject.name for subject in subjects}) == len(subjects)
     assert all(subject.tier in models.loader.TIERS for subject in subjects)
+
+
+def test_ingestion_beside_the_default_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ingest.checkpoints, "ensure_embedder", lambda data: data)
+    monkeypatch.setattr(ingest, "LocalEmbeddings", lambda folder: CountingEmbeddings())
+    monkeypatch.setattr(ingest, "FILES", ingest.FILES[1:])
+    results = {result.name: result for result in ingest.run(Settings(tmp_path, tmp_path))}
+    assert len(results) == 4 and all(result.ours > 0 and result.peer > 0 for result in results.values())
+    assert results["until all files can be searched"].ours < results["until everything is embedded"].ours
+    assert results["chunks that end with a sentence"].ratio > 1
+
+
+class CountingEmbeddings(HashEmbeddings):
+    def count_tokens(self, text: str) -> int:
+        return estimate_tokens(text)

@@ -123,6 +123,8 @@ def page(app: App, browser: Browser) -> Iterator[Page]:
     page.goto(app.address)
     expect(page.locator("#state")).to_contain_text("is ready")
     expect(page.locator("#model input")).to_have_value("SmolLM2-135M-Instruct.Q4_1")
+    # The two above may come from a tick; this comes with what the page is opened with, which replaces its documents.
+    expect(page.locator("#base input")).not_to_have_value("")
     yield page
     context.close()
     assert app.complaints == []
@@ -344,8 +346,9 @@ def test_new_chat_leaves_a_streaming_reply_behind(page: Page) -> None:
 
 def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> None:
     upload(page, "en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf")
-    expect(page.locator("#documents .files li")).to_have_count(2)
+    expect(page.locator("#documents .files li.done")).to_have_count(2)
     expect(page.locator("#base input")).to_have_value("My documents")
+    expect(page.locator("#halt")).to_be_hidden()
 
     ask(page, "Which program finds primes with the sieve of Eratosthenes?")
     first = page.locator("#sources .card").first
@@ -393,6 +396,17 @@ def test_bad_files_get_one_sentence(page: Page, tmp_path: Path, name: str, reaso
     expect(outcome).to_have_count(1)
     expect(outcome).to_contain_text(name)
     expect(outcome).to_contain_text(reason)
+
+
+def test_a_locked_file_is_asked_for_its_password(page: Page) -> None:
+    expect(page.locator("#password")).to_be_hidden()
+    page.locator("#files input[type=file]").set_input_files([PDF / "enc_en_user_password_aes128.pdf"])
+    box = page.locator("#password input")
+    box.fill("openpassword")
+    box.press("Enter")
+    expect(page.locator("#documents .files li.done")).to_have_count(1)
+    expect(page.locator("#password")).to_be_hidden()
+    expect(page.locator("#halt")).to_be_hidden()
 
 
 def test_bad_checkpoints_get_one_sentence_and_the_model_stays(page: Page, app: App, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`python -m knowledge`, with a stand-in for the embedding model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_expected_problems_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert code == 1 and "nowhere holds no knowledge base" in errors and not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").mkdir()
     code, _, errors = run(capsys, "ingest", tmp_path / "kb", tmp_path / "empty")
-    assert code == 1 and ".pdf, .txt" in errors
+    assert code == 1 and ".pdf, .docx" in errors
 
     def fail(data):
         raise cli.checkpoints.FetchError("The embedding model could not be fetched.")
@@ -83,3 +84,60 @@ def test_wrong_usage_exits_with_2(capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["ingest"])
     assert exit.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_a_folder_is_followed_and_its_states_are_told(tmp_path, capsys):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("apples", encoding="utf-8")
+    (folder / "b.txt").write_text("bananas", encoding="utf-8")
+    shutil.copy(DATA / "pdf" / "enc_en_user_password_aes128.pdf", folder / "locked.pdf")
+    base = tmp_path / "kb"
+    code, _, errors = run(capsys, "ingest", base, folder)
+    assert code == 1 and errors.count("\n") == 1 and "locked.pdf needs a password" in errors
+    code, output, _ = run(capsys, "status", base)
+    assert code == 0 and "a.txt: done" in output and "locked.pdf: failed, locked.pdf needs" in output
+    assert output.endswith("3 files, 2 of 2 passages embedded\n")
+    (folder / "b.txt").unlink()
+    code, output, _ = run(capsys, "ingest", base, folder / "locked.pdf", "--password", "openpassword")
+    assert code == 0 and "locked.pdf: done, 1 pages" in output
+    code, output, errors = run(capsys, "ingest", base, folder)
+    assert (code, output, errors) == (0, "", "")
+    _, output, _ = run(capsys, "status", base)
+    assert "b.txt" not in output and "locked.pdf: done" in output
+
+
+def test_what_was_left_is_carried_on(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.txt").write_text("apples", encoding="utf-8")
+    base = tmp_path / "kb"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HashEmbeddings, "embed_documents", interrupt)
+        code, _, errors = run(capsys, "ingest", base, DATA / "pdf" / "zh_poems.pdf")
+    assert code == 130 and errors.startswith("Stopped") and errors.count("\n") == 1
+    assert "zh_poems.pdf: embedding, 0 of" in run(capsys, "status", base)[1]
+    assert run(capsys, "ingest", base, tmp_path / "a.txt")[0] == 0
+    assert "zh_poems.pdf: done" in run(capsys, "status", base)[1]
+
+
+def test_questions_are_evaluated(tmp_path, capsys):
+    base, questions = tmp_path / "kb", tmp_path / "questions.jsonl"
+    run(capsys, "ingest", base, DATA / "pdf" / "zh_poems.pdf", DATA / "docs" / "zh_copyright_law_utf8.txt")
+    rows = [
+        {"question": "清泉石上流", "gold": ["zh_poems#4"], "source": "poems"},
+        {"question": "著作权属于作者", "gold": ["zh_copyright_law_utf8"], "source": "law"},
+        {"question": "谁写了《红楼梦》？", "gold": []},
+    ]
+    questions.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    code, output, errors = run(capsys, "evaluate", base, questions, "--json")
+    report = json.loads(output)
+    assert (code, errors) == (0, "") and set(report["sources"]) == {"law", "poems"}
+    assert report["all"]["hit@1"] == 1 and report["abstention"]["questions"] == 1
+    code, output, _ = run(capsys, "evaluate", base, questions)
+    assert code == 0 and [line.split()[0] for line in output.splitlines()] == ["hit@1", "all", "law", "poems", "1"]
+    questions.write_text("What?\n")
+    code, _, errors = run(capsys, "evaluate", base, questions)
+    assert code == 1 and "line 1 is not a question" in errors and errors.count("\n") == 1

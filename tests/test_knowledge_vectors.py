@@ -67,3 +67,16 @@ def test_damaged_files_are_not_loaded(vectors, tmp_path, damage):
 
 def test_unit_rows():
     assert unit_rows([[3, 4], [0, 0]]) == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
+
+
+def test_products_with_every_vector_come_in_the_order_of_ids():
+    vectors = FaissVectors()
+    assert vectors.products(np.ones((2, 4)))[1].shape == (0, 2)
+    rows = np.eye(4, dtype=np.float32)
+    for order in ([1, 2, 3, 4], [7, 3, 9, 1]):
+        vectors = FaissVectors()
+        vectors.add_embeddings([""] * 4, rows, [{}] * 4, [str(id) for id in order])
+        ids, products = vectors.products(np.array([[1, 0, 0, 0], [0, 0, 2, 0]]))
+        assert ids.tolist() == sorted(order)
+        assert products[ids.tolist().index(order[0])].tolist() == [1, 0]
+        assert products[ids.tolist().index(order[2])].tolist() == [0, 2]

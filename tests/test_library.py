@@ -7,6 +7,7 @@ import pytest
 
 from chatapp.library import NAME_FILE, Library, LibraryError
 from tests.fakes import Gate, HashEmbeddings
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -93,6 +94,54 @@ def test_embeddings_that_could_not_be_made_are_asked_for_again(folder: Path) -> 
     with pytest.raises(RuntimeError):
         library.open("docs")
     assert library.open("docs").documents() == []
+
+
+def test_what_a_stop_interrupted_goes_on_behind_after_a_restart(library: Library, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    finished, interrupted = (library.open(library.create(name)) for name in ("finished", "interrupted"))
+    finished.ingest([tmp_path / "a.txt"])
+    interrupted._queue.add(tmp_path / "a.txt")
+    again = Library(folder, HashEmbeddings)
+    again.carry_on()
+    assert list(again._open) == ["interrupted"]
+    base = again.open("interrupted")
+    eventually(lambda: not base.unfinished)
+    assert base.status().files[0].state == "done" and base.search("rent")[0].score > 0
+
+
+def test_work_can_be_stopped_and_resumed(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    base = library.open(library.create("docs"))
+    base._queue.add(tmp_path / "a.txt")
+    assert library.stop("docs") and not library.stop("docs")
+    assert base.status().files[0].state == "cancelled"
+    library.resume("docs")
+    eventually(lambda: base.status().files[0].state == "done")
+
+
+def test_locked_files_open_with_their_password(library: Library) -> None:
+    base = library.open(library.create("docs"))
+    base.ingest([Path(__file__).parent / "data" / "pdf" / "enc_en_user_password_aes128.pdf"])
+    assert base.status().files[0].locked
+    library.unlock("docs", "wrong")
+    eventually(lambda: "this password" in (base.status().files[0].reason or ""))
+    assert base.status().files[0].locked
+    library.unlock("docs", "openpassword")
+    eventually(lambda: base.status().files[0].state == "done")
+    assert not base.status().files[0].locked
+
+
+def test_a_knowledge_base_that_can_not_be_opened_does_not_keep_others_from_going_on(
+    library: Library, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("The rent is 1,200 francs.", encoding="utf-8")
+    bases = [library.open(library.create(name)) for name in ("a", "b")]
+    for base in bases:
+        base._queue.add(tmp_path / "a.txt")
+    (bases[0].folder / "knowledge.db").write_bytes(b"This is not SQLite. " * 100)
+    again = Library(folder, HashEmbeddings)
+    again.carry_on()
+    eventually(lambda: not again.open("b").unfinished)
 
 
 def test_a_knowledge_base_can_be_made_while_the_first_opening_waits_for_a_download(folder: Path) -> None:

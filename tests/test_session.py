@@ -420,6 +420,17 @@ def test_a_question_about_documents_brings_its_sources(
     assert chat.store.messages(conversation)[1].sources == tuple(reply.sources)
 
 
+def test_documents_that_do_not_say_offer_what_is_nearest_and_the_model_is_not_run(
+    chat: Chat, conversation: str, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    question = "Who composed the opera about Napoleon's retreat from Moscow?"
+    reply = last(chat, conversation, question, add_document(chat, tmp_path))
+    assert (reply.state, reply.nothing_found, reply.text) == ("done", True, "")
+    assert [source["name"] for source in reply.sources] == ["lease.txt"]
+    kept = chat.store.messages(conversation)[1]
+    assert (kept.state, kept.sources) == ("nothing_found", tuple(reply.sources)) and loaded.model.prompts == []
+
+
 def test_an_empty_knowledge_base_does_not_say_and_the_model_is_not_run(
     chat: Chat, conversation: str, loaded: LoadedModel
 ) -> None:

@@ -42,7 +42,7 @@ class Visitor:
 
     def add(self, path: str, name: str) -> dict[str, Any]:
         file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        return self.call("add_files", [file], None, {"conversation": None, "base": None})
+        return self.call("add_files", [file], None)
 
     def documents(self) -> list[str]:
         bases = [self.library.open(name) for name in self.library.names()]

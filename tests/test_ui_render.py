@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import gradio as gr
 import pytest
@@ -21,6 +22,7 @@ from chatapp.ui import budget, page, render
 from chatapp.ui.handlers import Handlers
 from chatapp.words import Snippet
 from knowledge import Ingested
+from knowledge.database import State, StoredDocument
 from models import End, Prompt, Read, Timings
 from tests.fakes import HashEmbeddings
 
@@ -104,6 +106,22 @@ def test_spaces_that_were_typed_stay() -> None:
     assert Checked(shown).seen == "\u00a0\u00a0def f():\n\u00a0\u00a0\u00a0\u00a0return\u00a0\u00a01"
 
 
+def file(name: str, state: str, reason: str | None = None, version: int = 1) -> StoredDocument:
+    return StoredDocument(name, "id", 4, 9, ".pdf", 0.0, state, reason, None, 1, 1, version, 3)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_each_state_of_a_file_is_told(language: str) -> None:
+    shown = {state: render.documents([file("a.pdf", state)], (), language) for state in get_args(State)}
+    assert len(set(shown.values())) == 6 and all("a.pdf" in text for text in shown.values())
+    assert "3" in shown["embedding"] and "9" in shown["embedding"] and "4" in shown["done"]
+    assert "a.pdf needs a password." in render.documents(
+        [file("a.pdf", "failed", "a.pdf needs a password.")], (), language
+    )
+    assert "(2)" in render.documents([file("a.pdf", "done", version=2)], (), language)
+    assert "2" in render.left(120, language) and render.left(None, language) == render.left(0, language) == ""
+
+
 @pytest.mark.parametrize("text", ATTACKS)
 def test_file_names_are_inert(text: str) -> None:
     name = text.replace("\n", " ").replace("\r", " ")
@@ -114,7 +132,8 @@ def test_file_names_are_inert(text: str) -> None:
         Ingested(name, "known"),
         Ingested(name, "failed", reason=f"{name} is bad"),
     ]
-    check_inert(render.documents([Ingested(name, "done", 4)], outcomes, "en"), name)
+    files = [file(name, "done"), file(name, "failed", reason=f"{name} is bad"), file(name, "embedding", version=2)]
+    check_inert(render.documents(files, outcomes, "en"), name)
     check_inert(render.ingesting(1, 2, name), name)
 
 

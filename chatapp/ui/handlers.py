@@ -16,7 +16,8 @@ from typing import Any
 import gradio as gr
 
 import models
-from knowledge import Ingested, KnowledgeBaseError
+from knowledge import Ingested, KnowledgeBase, KnowledgeBaseError
+from knowledge.database import StoredDocument
 
 from .. import checkpoints, transfer
 from ..checkpoints import FetchError
@@ -73,6 +74,7 @@ class Handlers:
             *self._models(language),
             self.state(request),
             self._timer(),
+            *self._halting(self._known_base(kept.get("base")), language),
         )
 
     def show_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -373,8 +375,48 @@ class Handlers:
 
     # Documents
 
-    def choose_base(self, base: str | None, kept: Kept, request: gr.Request) -> tuple[Any, Any]:
-        return self._documents(base or None, (), self.language(request)), {**kept, "base": base or None}
+    def keep_base(self, base: str | None, kept: Kept) -> Kept:
+        return {**kept, "base": base or None}
+
+    def watch_base(self, base: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """The documents of a knowledge base, and `_halting`."""
+        language = self.language(request)
+        return self._documents(base or None, (), language), *self._halting(base or None, language)
+
+    def unlock(self, password: str, base: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Tries a password on the files of a knowledge base that need one."""
+        try:
+            if base and password:
+                self._chat.library.unlock(base, password)
+        except (LibraryError, FetchError, KnowledgeBaseError) as error:
+            _warn(error)
+        documents, button, box, timer = self.watch_base(base, request)
+        return documents, button, {**box, "value": ""}, timer
+
+    def halt(self, base: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Stops the work on a knowledge base's files, or goes on with those that were stopped."""
+        try:
+            if base and not self._chat.library.stop(base):
+                self._chat.library.resume(base)
+        except (LibraryError, FetchError, KnowledgeBaseError) as error:
+            _warn(error)
+        return self.watch_base(base, request)
+
+    def _halting(self, base: str | None, language: str) -> tuple[Any, Any, Any]:
+        """The button that says Stop while files are not finished, then Carry on if some were stopped; the box for a
+        password if some need one; and the timer, which asks again while files are not finished."""
+        files = self._files(base)
+        states = {file.state for file in files}
+        unfinished = bool(states & {"waiting", "reading", "embedding"})
+        text = say(language, "ingest_stop" if unfinished else "ingest_carry_on")
+        button = gr.update(value=text, visible=unfinished or "cancelled" in states)
+        return button, gr.update(visible=any(file.locked for file in files)), gr.Timer(active=unfinished)
+
+    def _files(self, base: str | None) -> Sequence[StoredDocument]:
+        try:
+            return self._chat.library.open(base).status().files if base else ()
+        except (LibraryError, FetchError, KnowledgeBaseError):
+            return ()  # what is wrong is said in the list of documents
 
     def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Makes a knowledge base: base, documents, the name's box, kept."""
@@ -390,23 +432,26 @@ class Handlers:
         self,
         files: list[tuple[str, str]] | None,
         base: str | None,
-        kept: Kept,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """Ingests uploaded (path, name) pairs: base, documents, the drop zone, kept. Makes a first base if need be."""
+        """Ingests uploaded (path, name) pairs: base, documents, the drop zone, the button that stops
+        it, the box for a password. Makes a first base if need be."""
         language = self.language(request)
         if not files:
-            yield (*(gr.skip(),) * 3, kept)
+            yield (gr.skip(),) * 5
             return
         base = base or self._first_base(language)
         outcomes: list[Ingested] = []
         try:
-            yield gr.skip(), render.ingesting(0, 1, say(language, "reading_file")), None, kept
+            yield gr.skip(), render.ingesting(0, 1, say(language, "reading_file")), None, gr.skip(), gr.skip()
             knowledge_base = self._chat.library.open(base)
+            # The base is the one that is asked from now on: its files can be searched as soon as they are read.
+            yield self._bases(base, language), *(gr.skip(),) * 4
             named = [(Path(path), name) for path, name in files]
             for step in _watched(lambda report: knowledge_base.ingest(named, progress=report)):
                 if isinstance(step, tuple):
-                    yield gr.skip(), render.ingesting(*step), gr.skip(), kept
+                    shown = self._ingesting(knowledge_base, step, language)
+                    yield gr.skip(), shown, gr.skip(), self._halting(base, language)[0], gr.skip()
                 else:
                     outcomes = step
         except (LibraryError, FetchError, KnowledgeBaseError, OSError) as error:
@@ -418,8 +463,17 @@ class Handlers:
             self._bases(base, language),
             self._documents(base, outcomes, language),
             gr.skip(),
-            {**kept, "base": base},
+            *self._halting(base, language)[:2],
         )
+
+    def _ingesting(self, base: KnowledgeBase, step: tuple[int, int, str], language: str) -> str:
+        status = base.status()
+        shown = (
+            render.ingesting(*step),
+            render.left(status.seconds, language),
+            render.documents(status.files, (), language),
+        )
+        return "".join(shown)
 
     def _first_base(self, language: str) -> str:
         name = say(language, "base_default")
@@ -427,8 +481,11 @@ class Handlers:
 
     def _asked_base(self, base: str | None, language: str) -> tuple[Any, Any]:
         """A knowledge base as the one that is asked, unless it is gone: base, documents."""
-        known = base if base in self._chat.library.names() else None
+        known = self._known_base(base)
         return self._bases(known, language), self._documents(known, (), language)
+
+    def _known_base(self, base: str | None) -> str | None:
+        return base if base in self._chat.library.names() else None
 
     def _bases(self, chosen: str | None, language: str) -> Any:
         names = [(name, name) for name in self._chat.library.names()]
@@ -438,10 +495,10 @@ class Handlers:
         if base is None:
             return ""
         try:
-            rows = self._chat.library.open(base).documents()
+            files = self._chat.library.open(base).status().files
         except (LibraryError, FetchError, KnowledgeBaseError) as error:
             return f'<p class="hint">⚠ {render.escape(str(error))}</p>'
-        return render.documents(rows, outcomes, language)
+        return render.documents(files, outcomes, language)
 
 
 def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:

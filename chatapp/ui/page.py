@@ -115,6 +115,10 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
     documents = gr.HTML(elem_id="documents")
+    halt = gr.Button(size="sm", visible=False, elem_id="halt")
+    password = gr.Textbox(
+        label=label("password"), info=label("password_info"), type="password", visible=False, elem_id="password"
+    )
     with gr.Accordion(label("base_new"), open=False, elem_id="new-base-section"):
         new_base = gr.Textbox(
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
@@ -131,6 +135,8 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "base": base,
         "files": files,
         "documents": documents,
+        "halt": halt,
+        "password": password,
         "new_base": new_base,
     }
 
@@ -207,10 +213,12 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     model = ("family", "model", "adapter", "tier", "chat_format")
     quiet = {"show_progress": "hidden"}
     timer = gr.Timer(1)  # ticks while something is being fetched or loaded, then rests
+    watch = gr.Timer(2, active=False)  # ticks while files of the knowledge base are being read or embedded
     page.load(
         handlers.open_page,
         only("kept"),
-        [*only(*shown, "conversation", "conversations", *about, "base", "documents", *model, "state"), timer],
+        [*only(*shown, "conversation", "conversations", *about, "base", "documents", *model, "state"), timer]
+        + [*only("halt", "password"), watch],
         **quiet,
     )
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)
@@ -240,13 +248,18 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     parts["family"].input(handlers.choose_family, only("family"), only("model"), **quiet)
     parts["adapter"].input(handlers.choose_adapter, only("adapter"), [*only(*model, "state"), timer], **quiet)
     parts["chat_format"].input(handlers.choose_format, only("chat_format"), only("chat_format", "state"), **quiet)
-    parts["base"].input(handlers.choose_base, only("base", "kept"), only("documents", "kept"), **quiet)
+    watched = [*only("documents", "halt", "password"), watch]
+    watch.tick(handlers.watch_base, only("base"), watched, **quiet)
+    parts["halt"].click(handlers.halt, only("base"), watched, queue=False)
+    parts["password"].submit(handlers.unlock, only("password", "base"), watched, **quiet)
+    parts["base"].input(handlers.watch_base, only("base"), watched, **quiet)
+    parts["base"].change(handlers.keep_base, only("base", "kept"), only("kept"), **quiet)
     parts["new_base"].submit(
         handlers.new_base, only("new_base", "kept"), only("base", "documents", "new_base", "kept"), **quiet
     )
     parts["files"].upload(
         handlers.add_files,
-        only("files", "base", "kept"),
-        only("base", "documents", "files", "kept"),
+        only("files", "base"),
+        only("base", "documents", "files", "halt", "password"),
         **quiet,
     )

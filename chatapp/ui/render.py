@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knowledge import Ingested
+from knowledge.database import StoredDocument
 
 from ..engine import Status
 from ..ledger import Ledger
@@ -253,21 +254,46 @@ def _bar(text: str, done: int, total: int) -> str:
     return f'<p class="hint">{text}</p><progress value="{done}" max="{max(total, 1)}"></progress>'
 
 
-def documents(rows: Sequence[Any], outcomes: Sequence[Ingested], language: str) -> str:
-    """The documents of a knowledge base, and above them what became of files just added."""
+FILE_STATES = {
+    "waiting": "ingest_waiting",
+    "reading": "ingest_reading",
+    "embedding": "ingest_embedding",
+    "failed": "ingest_failed",
+    "cancelled": "ingest_cancelled",
+}
+
+
+def documents(files: Sequence[StoredDocument], outcomes: Sequence[Ingested], language: str) -> str:
+    """The files of a knowledge base with their states, and above them what became of files just added."""
     notes = "".join(f'<li class="{outcome.state}">{_ingested(outcome, language)}</li>' for outcome in outcomes)
-    kept = "".join(f"<li>{escape(row.name)}<small>{_pages(row.pages, language)}</small></li>" for row in rows)
+    kept = "".join(f'<li class="{file.state}">{_file(file, language)}</li>' for file in files)
     listing = f'<ul class="files">{kept}</ul>' if kept else f'<p class="hint">{say(language, "documents_none")}</p>'
     return f'<ul class="outcomes">{notes}</ul>{listing}' if notes else listing
 
 
 def _ingested(outcome: Ingested, language: str) -> str:
-    if outcome.state == "failed":
+    if outcome.state in ("failed", "cancelled"):
         return f"⚠ {escape(outcome.reason or outcome.name)}"
     if outcome.state == "known":
         return say(language, "ingest_known", name=escape(outcome.name))
-    return say(language, "ingest_done", name=escape(outcome.name), pages=outcome.pages, chunks=outcome.chunks)
+    done = say(language, "ingest_done", name=escape(outcome.name), pages=outcome.pages, chunks=outcome.chunks)
+    return f"{done}<small>⚠ {escape(outcome.reason)}</small>" if outcome.reason else done
 
 
-def _pages(pages: int, language: str) -> str:
-    return say(language, "ingest_pages", pages=pages) if pages else ""
+def _file(file: StoredDocument, language: str) -> str:
+    """A file's name, its version if it is not the first of its name, and its state or, once it is done, its pages."""
+    version = f" ({file.version})" if file.version > 1 else ""
+    if file.state == "done":
+        about = say(language, "ingest_pages", pages=file.pages) if file.pages else ""
+    else:
+        about = say(language, FILE_STATES[file.state], done=file.embedded, total=file.chunks)
+    reason = f"<small>⚠ {escape(file.reason)}</small>" if file.reason else ""
+    return f"{escape(file.name)}{version}<small>{about}</small>{reason}"
+
+
+def left(seconds: float | None, language: str) -> str:
+    """How long the embedding of files takes yet, where that is known."""
+    if not seconds:
+        return ""
+    minutes = max(1, round(seconds / 60))
+    return f'<p class="hint">{say(language, "ingest_left", minutes=minutes)}</p>'

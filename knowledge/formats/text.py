@@ -25,6 +25,9 @@ _CJK = (
 )
 _CJK_START = re.compile(f"[{_CJK}“‘…—]")
 _CJK_UNFINISHED_END = re.compile(f"(?![。！？])[{_CJK}”’—]$")
+_LEADERS = re.compile(r"(?:[.·] ?){5,}|(?:… ?){3,}")  # to the page numbers of a table of contents
+_SPREAD = re.compile("(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
+_IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 _ASCII_WIDTH = re.compile("[\x00-\x7f]")
 
 _LETTER = "A-Za-zÀ-ɏ"
@@ -59,9 +62,16 @@ def unwrap(text: str, known_compounds: Set[str] = frozenset()) -> str:
 
     A hyphen at a line's end stays where the word is a compound elsewhere in the document (`known_compounds`).
     """
-    text = "\n".join(line.strip() for line in text.split("\n"))
+    text = "\n".join(line.strip() for line in _LEADERS.sub(" … ", text).split("\n"))
     text = _SPLIT_WORD.sub(lambda match: _whole_word(match, known_compounds), text).replace("\u00ad", "")
     return _join_chinese_lines(text).strip()
+
+
+def close_up(line: str) -> str:
+    """`line` without the spaces that set its Chinese characters apart: "目 录" is 目录. "张三 李四" stays."""
+    if len(_SPREAD.findall(line)) < 0.6 * (len(_IDEOGRAPH.findall(line)) - 1):
+        return line
+    return _SPREAD.sub("", line)
 
 
 def _whole_word(match: re.Match, known_compounds: Set[str]) -> str:

@@ -1,0 +1,219 @@
+"""`python -m benchmarks.fit_retrieval QUESTIONS_FOLDER`: the weights of knowledge/ranking.py and relevance.py.
+
+Ranking: a conditional logit, by which the passages with the answer are to be chosen among all candidates. Relevance: a
+logistic regression between questions whose passage is there and the same ones without it, or without its document. The
+figures printed are of questions from sources that the weights were not fitted on: each source is left out in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from chatapp import checkpoints, settings
+from knowledge import KnowledgeBase, Where, ranking, relevance
+from knowledge.embedder import LocalEmbeddings
+from knowledge.retrieval import Ranked
+
+from . import question_sets
+
+LOST = 0.03  #: of the questions with an answer, those that may be said to have none
+FREE_FORM = "dureader"  #: its passages answer one another's questions, so nothing is known to have no answer
+
+
+class Case(NamedTuple):
+    """A question as its base sees it. absent: what was taken out of the base: "" for nothing, "passage", "document"."""
+
+    source: str
+    absent: str
+    ranked: Ranked
+    gold: frozenset[str]
+    question: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_retrieval", description=__doc__)
+    parser.add_argument("questions", type=Path, help="folder of the question sets")
+    parser.add_argument("--data", type=Path, default=settings.default_data_folder())
+    scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
+    parser.add_argument("--scratch", type=Path, default=scratch, help="where the knowledge bases are kept")
+    options = parser.parse_args()
+    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(options.data))
+    bases = question_sets.bases(options.questions, options.scratch / "questions", embeddings)
+    cases = [case for language in ("zh", "en") for case in same_language(bases[language], options.questions, language)]
+    fit_ranking(cases)
+    fit_score(cases)
+    fit_relevance(cases)
+    fit_other_language(cases, list(other_language(bases["both"], options.questions)))
+
+
+def same_language(base: KnowledgeBase, folder: Path, language: str) -> Iterator[Case]:
+    """Every question, and those with an answer once more without it."""
+    questions = question_sets.read(folder, language)
+    titles = {passage["id"]: passage["title"] for passage in questions.passages}
+    for question in questions.questions:
+        yield _case(base, question, "", Where())
+        if question["source"] != FREE_FORM:
+            gold = set(question["gold"])
+            named = {titles[id] for id in gold} - {""}
+            document = gold | {id for id, title in titles.items() if title in named}
+            for absent, gone in (("passage", gold), ("document", document)):
+                yield _case(base, question, absent, without(titles, gone))
+
+
+def other_language(base: KnowledgeBase, folder: Path) -> Iterator[Case]:
+    """Questions whose answer is in the other language, and not in their own."""
+    titles = {p["id"]: "" for name in ("zh", "en") for p in question_sets.read(folder, name).passages}
+    for question in question_sets.cross_lingual(folder):
+        yield _case(base, question | {"source": question["direction"]}, "", without(titles, question["twin"]))
+    for name in ("zh", "en"):
+        for question in question_sets.read(folder, name).questions:
+            if "xquad" not in question["source"]:  # the other language has nothing on these
+                yield _case(base, question, "", Where())
+
+
+def without(ids: dict[str, str], gone) -> Where:
+    return Where(names=[f"{id}.md" for id in ids if id not in gone])
+
+
+def _case(base: KnowledgeBase, question: dict[str, Any], absent: str, where: Where) -> Case:
+    ranked = base.rank(question["question"], where)
+    return Case(question["source"], absent, ranked, frozenset(question["gold"]), question["question"])
+
+
+def fit_ranking(cases: Sequence[Case]) -> None:
+    groups = [(case.source, *_choices(case)) for case in cases if not case.absent]
+    right = []
+    for left_out in sorted({source for source, *_ in groups}):
+        weights = _conditional_logit([group[1:] for group in groups if group[0] != left_out])
+        firsts = [gold[np.argmax(figures @ weights)] for source, figures, gold in groups if source == left_out]
+        right += firsts
+        print(f"ranking, {left_out} left out: hit@1 {np.mean(firsts):.3f}")
+    print(f"ranking: {_conditional_logit([group[1:] for group in groups]).round(2)}, hit@1 {np.mean(right):.3f}\n")
+
+
+def _choices(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Figures of the candidates in the question's language, [n, 3], and which of them are gold, bool [n]."""
+    own = [candidate for candidate in case.ranked.candidates if candidate.own]
+    figures = [(candidate.keywords, candidate.window, candidate.likely_nearness) for candidate in own]
+    return np.array(figures), np.array([_is_gold(candidate, case.gold) for candidate in own])
+
+
+def _is_gold(candidate: ranking.Candidate, gold: frozenset[str]) -> bool:
+    return Path(candidate.chunk.name).stem in gold
+
+
+def _conditional_logit(groups: Sequence[tuple[np.ndarray, np.ndarray]], penalty: float = 1e-3) -> np.ndarray:
+    """Weights that make one of the gold rows likely to be chosen among each group's."""
+    groups = [(figures, gold) for figures, gold in groups if gold.any() and not gold.all()]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        total, slope = penalty * weights @ weights, 2 * penalty * weights
+        for figures, gold in groups:
+            chances = np.exp(figures @ weights - (figures @ weights).max())
+            chances /= chances.sum()
+            chosen = np.where(gold, chances, 0) / chances[gold].sum()
+            total -= np.log(chances[gold].sum()) / len(groups)
+            slope -= (chosen - chances) @ figures / len(groups)
+        return total, slope
+
+    return minimize(loss, np.ones(3), jac=True, method="L-BFGS-B").x
+
+
+def fit_score(cases: Sequence[Case]) -> None:
+    """The middle and slope by which a score becomes a probability: of first passages, are they gold?"""
+    firsts = [(case.ranked.candidates[0], case.gold) for case in cases if case.source != FREE_FORM]
+    scores = np.array([[first.score] for first, _ in firsts])
+    model = LogisticRegression(C=1e6).fit(scores, [_is_gold(first, gold) for first, gold in firsts])
+    slope = model.coef_[0, 0]
+    print(f"probability: middle {-model.intercept_[0] / slope:.2f}, slope {slope:.3f}\n")
+
+
+def fit_relevance(cases: Sequence[Case]) -> None:
+    judged = [case for case in cases if case.source != FREE_FORM]
+    rows = np.array([_features(case) for case in judged])
+    answer = np.array([not case.absent for case in judged])
+    held_out = np.zeros(len(judged))
+    sources = np.array([case.source for case in judged])
+    for left_out in sorted(set(sources)):
+        others = sources != left_out
+        weights, bias = _logistic(rows[others], answer[others], LOST)
+        held_out[~others] = rows[~others] @ weights + bias
+    _tell_relevance(judged, held_out)
+    weights, bias = _logistic(rows, answer, LOST)
+    print(f"WEIGHTS = {tuple(weights.round(3).tolist())}\nBIAS = {bias:.3f}\n")
+
+
+def _features(case: Case) -> list[float]:
+    own = [candidate for candidate in case.ranked.candidates if candidate.own]
+    return relevance.features(case.question, case.ranked.weights, own, case.ranked.nearnesses)
+
+
+def _logistic(rows: np.ndarray, answer: np.ndarray, lost: float) -> tuple[np.ndarray, float]:
+    """Weights, and the bias by which the share `lost` of those with an answer falls below 0."""
+    scaler = StandardScaler().fit(rows)
+    model = LogisticRegression(max_iter=2000).fit(
+        scaler.transform(rows), answer, sample_weight=np.where(answer, (~answer).sum() / answer.sum(), 1)
+    )
+    weights = model.coef_[0] / scaler.scale_
+    return weights, -float(np.quantile(rows[answer] @ weights, lost))
+
+
+def _tell_relevance(cases: Sequence[Case], logits: np.ndarray) -> None:
+    """What is rightly left unanswered where LOST of a language's answerable questions are lost, by source too."""
+    for language, sources in _by_language(cases).items():
+        of = _chooser(cases, sources)
+        threshold = np.quantile(logits[of("")], LOST)
+        told = ", ".join(f"{absent} absent {np.mean(logits[of(absent)] < threshold):.3f}" for absent in ABSENT)
+        print(f"relevance, {language}: {told}; lost with one threshold for all {np.mean(logits[of('')] < 0):.3f}")
+        for source in sources:
+            of = _chooser(cases, [source])
+            told = ", ".join(f"{absent} absent {np.mean(logits[of(absent)] < threshold):.3f}" for absent in ABSENT)
+            print(f"    {source}: {told}, lost {np.mean(logits[of('')] < threshold):.3f}")
+
+
+ABSENT = ("document", "passage")
+
+
+def _by_language(cases: Sequence[Case]) -> dict[str, list[str]]:
+    chinese = {case.source for case in cases if "" == case.absent and _is_chinese(case)}
+    sources = sorted({case.source for case in cases})
+    return {"zh": [s for s in sources if s in chinese], "en": [s for s in sources if s not in chinese]}
+
+
+def _is_chinese(case: Case) -> bool:
+    from knowledge.terms import is_chinese
+
+    return is_chinese(case.question)
+
+
+def _chooser(cases: Sequence[Case], sources: Sequence[str]) -> Callable[[str], np.ndarray]:
+    return lambda absent: np.array([case.source in sources and case.absent == absent for case in cases])
+
+
+def fit_other_language(cases: Sequence[Case], mixed: Sequence[Case]) -> None:
+    """From the best passage in the other language: does it answer? No more than LOST of wrong ones may seem to."""
+    rows, right = [], []
+    for case in mixed:
+        others = [candidate for candidate in case.ranked.candidates if not candidate.own]
+        if others:
+            rows.append(relevance.other_features(others))
+            right.append(_is_gold(others[0], case.gold))
+    figures, right = np.array(rows), np.array(right)
+    weights, _ = _logistic(figures, right, LOST)
+    bias = -float(np.quantile(figures[~right] @ weights, 1 - LOST))
+    found = np.mean(figures[right] @ weights + bias > 0)
+    print(f"OTHER_WEIGHTS = {tuple(weights.round(3).tolist())}\nOTHER_BIAS = {bias:.3f}")
+    print(f"other language: {found:.3f} of right ones found at {LOST} of wrong ones")
+
+
+if __name__ == "__main__":
+    main()

@@ -163,13 +163,13 @@ def test_every_case_has_a_name_of_its_own_and_tiers_that_exist() -> None:
 
 
 def test_stories(tmp_path: Path) -> None:
-    results = list(accuracy.stories(stories260k.save_folder(tmp_path), seeds=2, tokens=40))
+    results = list(accuracy.stories(stories260k.save_folder(tmp_path), seeds=4, tokens=120))
     assert len({(result.name, result.peer_name) for result in results}) == len(results)
     for result in results:
         assert result.ours > 0 and result.peer > 0
     plain = {result.name: result for result in results if result.peer_name == "Q8_0"}
     divergence = plain["stories260K divergence: INT8 without kernels"]
-    assert divergence.ratio == pytest.approx(1, rel=0.1)  # the same form, found the same way
+    assert divergence.ratio == pytest.approx(1, rel=0.2)  # the same form, found the same way
 
 
 def test_seed_0_is_the_known_story(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -19,7 +22,9 @@ PATIENCE = 1.5
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, cleaning up
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # both end it alike, cleaning up
+        signal.signal(number, partial(_interrupt, stopping))
     try:
         settings = parse(arguments, environment)
         if settings.plan:
@@ -28,7 +33,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
             return print_inspection(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data / "lock", timeout=0):
-            return run(settings, Store(settings.data / "conversations.db"))
+            return run(settings, Store(settings.data / "conversations.db"), stopping)
     except KeyboardInterrupt:
         return 0
     except Timeout:
@@ -42,6 +47,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         sentence = f"{place} can't be written ({error.strerror or error}); give another folder with --data."
     print(sentence, file=sys.stderr, flush=True)
     return 1
+
+
+def _interrupt(stopping: threading.Event, number: int, frame: FrameType | None) -> NoReturn:
+    """Python drops what is raised while it clears objects away, so the event says it too."""
+    stopping.set()
+    raise KeyboardInterrupt
 
 
 def print_plans(settings: Settings) -> int:
@@ -59,7 +70,7 @@ def print_inspection(settings: Settings) -> int:
     return 0 if loads else 1
 
 
-def run(settings: Settings, store: Store) -> int:
+def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     # Uploads pass through a folder of our own, so that private documents don't stay in the system's temporary files.
     uploads = settings.data / "uploads"
     shutil.rmtree(uploads, ignore_errors=True)  # what a kill left of them
@@ -91,13 +102,13 @@ def run(settings: Settings, store: Store) -> int:
         startup.start()
         threading.Thread(target=library.carry_on, name="ingesting", daemon=True).start()
         print(f"Quatrain is at {address(settings.host, port)}", flush=True)
-        while serving.is_alive():
+        while serving.is_alive() and not stopping.is_set():
             serving.join(0.5)  # Windows hears Ctrl+C between waits only
     finally:
         server.should_exit = True
         serving.join(PATIENCE)
         startup.stop(PATIENCE)
-    return 1  # the server has ended by itself, after logging why
+    return 0 if stopping.is_set() else 1  # the server has ended by itself, after logging why
 
 
 if __name__ == "__main__":

@@ -404,7 +404,7 @@ def test_a_locked_file_is_asked_for_its_password(page: Page) -> None:
     box = page.locator("#password input")
     box.fill("openpassword")
     box.press("Enter")
-    expect(page.locator("#documents .files li.done")).to_have_count(1)
+    expect(page.locator("#documents .files li.done", has_text="enc_en_user_password")).to_have_count(1)
     expect(page.locator("#password")).to_be_hidden()
     expect(page.locator("#halt")).to_be_hidden()
 

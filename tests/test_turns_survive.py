@@ -370,15 +370,17 @@ def test_a_callback_that_breaks_is_a_sentence(error: Exception, monkeypatch: pyt
 # As a user sees it
 
 
-CLAUSES = "\n\n".join(f"Clause {number}. The rent " + "is discussed at length here. " * 12 for number in range(3))
+CLAUSES = [f"Clause {number}. The rent " + "is discussed at length here. " * 12 for number in range(3)]
 
 
 def talk(folder: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> Reply:
     """The last state of a reply about documents; embedding its question fails with these errors first."""
     chat = Chat(ready_engine(loaded), Library(folder / "kb", HashEmbeddings), Store(folder / "conversations.db"))
     base = chat.library.create("docs")
-    (folder / "lease.txt").write_text(CLAUSES, encoding="utf-8")
-    chat.library.open(base).ingest([folder / "lease.txt"])
+    files = [folder / f"lease {number}.txt" for number in range(len(CLAUSES))]  # in one they would touch, and be joined
+    for file, clause in zip(files, CLAUSES, strict=True):
+        file.write_text(clause, encoding="utf-8")
+    chat.library.open(base).ingest(files)
     whole = HashEmbeddings.embed_query
 
     def embed(self: HashEmbeddings, text: str) -> list[float]:
@@ -414,4 +416,4 @@ def test_a_user_is_told_what_was_dropped(tmp_path: Path, monkeypatch, language: 
     assert isinstance(reply.end, End) and len(reply.sources) == len(reply.plan.passages)
     assert reply.plan.ledger.missing("passage") == 1
     shown = render.progress_line(reply, language)
-    assert words in shown and shown.count("lease.txt") == len(reply.plan.passages) + 1
+    assert words in shown and shown.count("lease ") == len(reply.plan.passages) + 1

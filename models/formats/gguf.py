@@ -168,9 +168,10 @@ class GGUFCheckpoint:
     def _special_tokens(self) -> dict[str, str]:
         if TOKENS not in self._metadata:
             return {}
-        tokens = self._metadata.texts(TOKENS)
-        ids = {f"{name}_token": self._metadata.token_id(name) for name in ("bos", "eos")}
-        return {name: tokens[number] for name, number in ids.items() if number is not None}
+        found = {f"{name}_token": self._metadata.token_id(name) for name in ("bos", "eos")}
+        ids = {name: number for name, number in found.items() if number is not None}
+        tokens = self._metadata.texts(TOKENS, 1 + max(ids.values(), default=-1))
+        return {name: tokens[number] for name, number in ids.items()}
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -95,9 +95,10 @@ class Texts:
     def __len__(self) -> int:
         return self.count
 
-    def read(self) -> list[str]:
+    def read(self, first: int | None = None) -> list[str]:
+        """All texts, or so many of the first."""
         with _mapped(self.path) as mapped:
-            return _Cursor(mapped, self.start).texts("a piece", self.count)
+            return _Cursor(mapped, self.start).texts("a piece", self.count if first is None else first)
 
 
 class GGUFFile:

@@ -48,9 +48,9 @@ class Metadata:
     def flag(self, key: str, default: bool) -> bool:
         return self._checked(key, default, lambda found: isinstance(found, bool))
 
-    def texts(self, key: str) -> list[str]:
-        self._checked(key, None, lambda found: isinstance(found, Texts))
-        return self.value(key)
+    def texts(self, key: str, first: int | None = None) -> list[str]:
+        """All of a list of texts, or so many of the first: of a vocabulary all are many."""
+        return self._checked(key, None, lambda found: isinstance(found, Texts)).read(first)
 
     def numbers(self, key: str, count: int) -> list[Any]:
         """A list of that many numbers."""

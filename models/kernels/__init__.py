@@ -56,7 +56,11 @@ class KernelError(RuntimeError):
 
 def levels(library: Path) -> list[str]:
     """The levels of a built library that this machine has, slowest first."""
-    known = _opened(library).quatrain_levels()
+    return _levels(_opened(library))
+
+
+def _levels(opened: ctypes.CDLL) -> list[str]:
+    known = opened.quatrain_levels()
     return [level for number, level in enumerate(LEVELS) if known >> number & 1]
 
 
@@ -74,12 +78,12 @@ class Kernel:
 
     def __init__(self, library: Path, threads: int, level: str | None = None) -> None:
         """level: one of levels(library), the fastest of them by default. Raises ValueError for another one."""
-        available = levels(library)
+        self._library = _opened(library)
+        available = _levels(self._library)
         if level is not None and level not in available:
             raise ValueError(f"This machine has no level {level}; choose from {', '.join(available)}.")
         self.level = level or available[-1]
         self._level = LEVELS.index(self.level)
-        self._library = _opened(library)
         self._threads = threads
         self._open()
         if hasattr(os, "register_at_fork"):  # threads stay behind in the parent, and locks may be held there

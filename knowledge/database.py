@@ -77,6 +77,7 @@ DELETE FROM settings;
 
 State = Literal["waiting", "reading", "embedding", "done", "failed", "cancelled"]
 """waiting to be read, being read, read and searchable by its words, also by its meaning, not readable, stopped."""
+UNFINISHED: tuple[State, ...] = ("waiting", "reading", "embedding")
 
 
 class KnowledgeBaseError(Exception):
@@ -145,6 +146,8 @@ SELECT chunks.id, document, name, position, page, label, text, headings
 FROM chunks JOIN documents ON documents.id = document
 """
 _WITHOUT_VECTOR = "NOT EXISTS (SELECT 1 FROM embeddings WHERE chunk = chunks.id AND model = ?)"
+_TO_EMBED = f"state IN ('embedding', 'done') AND {_WITHOUT_VECTOR}"
+_INCOMPLETE = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"
 
 
 def is_unfinished(path: Path) -> bool:
@@ -153,8 +156,8 @@ def is_unfinished(path: Path) -> bool:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version < _VERSION:
             return True
-        query = "SELECT count(*) FROM documents WHERE state IN ('waiting', 'reading', 'embedding')"
-        return connection.execute(query).fetchone()[0] > 0
+        query = f"SELECT count(*) FROM documents WHERE state IN ({_marks(UNFINISHED)})"
+        return connection.execute(query, UNFINISHED).fetchone()[0] > 0
 
 
 class Database:
@@ -367,10 +370,9 @@ class Database:
 
     def use_model(self, model: int) -> None:
         """Documents are done once `model` has embedded them: those that it has not are embedding again."""
-        missing = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"
         with self.transaction():
             self._write("INSERT OR REPLACE INTO settings VALUES ('model', ?)", (str(model),))
-            self._write(f"UPDATE documents SET state = 'embedding' WHERE state = 'done' AND {missing}", (model,))
+            self._write(f"UPDATE documents SET state = 'embedding' WHERE state = 'done' AND {_INCOMPLETE}", (model,))
 
     def remove_other_models(self, model: int) -> None:
         """Forget the embeddings of all models but one."""
@@ -389,16 +391,11 @@ class Database:
 
     def without_embedding(self, model: int, count: int) -> list[StoredChunk]:
         """The next `count` chunks to be embedded, those of the document that came first being first."""
-        query = (
-            f"{_CHUNKS} WHERE state IN ('embedding', 'done') AND {_WITHOUT_VECTOR} ORDER BY added, chunks.id LIMIT ?"
-        )
+        query = f"{_CHUNKS} WHERE {_TO_EMBED} ORDER BY added, chunks.id LIMIT ?"
         return [StoredChunk(*row) for row in self.rows(query, (model, count))]
 
     def count_without_embedding(self, model: int) -> int:
-        query = (
-            "SELECT count(*) FROM chunks JOIN documents ON documents.id = document "
-            f"WHERE state IN ('embedding', 'done') AND {_WITHOUT_VECTOR}"
-        )
+        query = f"SELECT count(*) FROM chunks JOIN documents ON documents.id = document WHERE {_TO_EMBED}"
         return self.rows(query, (model,))[0][0]
 
     def add_embeddings(self, model: int, vectors: Mapping[int, np.ndarray]) -> None:
@@ -411,8 +408,7 @@ class Database:
 
     def settle(self, model: int) -> None:
         """Documents whose chunks all have an embedding are done."""
-        missing = f"EXISTS (SELECT 1 FROM chunks WHERE document = documents.id AND {_WITHOUT_VECTOR})"
-        self._write(f"UPDATE documents SET state = 'done' WHERE state = 'embedding' AND NOT {missing}", (model,))
+        self._write(f"UPDATE documents SET state = 'done' WHERE state = 'embedding' AND NOT {_INCOMPLETE}", (model,))
 
 
 def _marks(values: Sequence) -> str:

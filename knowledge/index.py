@@ -9,10 +9,10 @@ from pathlib import Path
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from knowledge.database import Database, StoredDocument
+from knowledge.database import UNFINISHED, Database, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
-from knowledge.ingest import UNFINISHED, Ingested, Progress, Queue, Source, Status, clean_name, name_of
+from knowledge.ingest import Ingested, Progress, Queue, Source, Status, clean_name, name_of
 from knowledge.pages import Page
 from knowledge.retrieval import (
     EVERYWHERE,

@@ -11,14 +11,15 @@ import os
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from knowledge.database import Database, StoredChunk, StoredDocument
+from knowledge.database import UNFINISHED, Database, StoredChunk, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import DocumentError, parse, read, suffix_of
 from knowledge.formats import ocr
@@ -34,7 +35,6 @@ _EMBEDDED_AT_ONCE = 8  # half a second of work on two cores: the step of progres
 _LOOKED_UP_AT_ONCE = 512
 _WAIT = 0.2  # seconds until somebody who waits for another's step looks again
 _READING_SHARE = 0.2  # of a file's work, the rest being embedding; for progress only
-UNFINISHED = ("waiting", "reading", "embedding")
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,11 @@ class Queue:
     def work(self, tell: Tell, ids: Sequence[str] | None = None) -> None:
         """Carry on until these documents, or all, are finished. What `tell` raises ends the work, and loses nothing."""
         while self.unfinished(ids):
-            if not self._may_step():
-                tell("", None)
-                continue
-            try:
-                self._step(tell)
-            finally:
-                self._step_anywhere.release()
-                self._step_here.release()
+            with self._turn() as mine:
+                if mine:
+                    self._step(tell)
+                else:
+                    tell("", None)
             time.sleep(0.001)  # locks are not fair: lets a question waiting for the embedding model go first
         self._database.remove_other_models(self._dense().model)
         with self._lock:
@@ -160,23 +157,31 @@ class Queue:
         """Give all chunks embeddings of another model, and call `then` before anything is added to them."""
         total = self._database.count_without_embedding(dense.model)
         while True:
-            if not self._may_step():
-                tell("", None)
-                continue
-            try:
+            with self._turn() as mine:
+                if not mine:
+                    tell("", None)
+                    continue
                 chunks = self._database.without_embedding(dense.model, _EMBEDDED_AT_ONCE)
                 if not chunks:
                     return then()
                 self._embed_some(dense, chunks)
-            finally:
-                self._step_anywhere.release()
-                self._step_here.release()
             left = self._database.count_without_embedding(dense.model)
             tell(f"{max(total - left, 0)} of {total} passages embedded anew", None)
 
     def unfinished(self, ids: Sequence[str] | None = None) -> bool:
         waiting = self._database.states(UNFINISHED)
         return bool(waiting if ids is None else waiting.keys() & set(ids))
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Whether a step may be taken inside: then nobody else takes one meanwhile, here or in another process."""
+        mine = self._may_step()
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._step_anywhere.release()
+                self._step_here.release()
 
     def _may_step(self) -> bool:
         if not self._step_here.acquire(timeout=_WAIT):

@@ -17,7 +17,7 @@ import gradio as gr
 
 import models
 from knowledge import Ingested, KnowledgeBase, KnowledgeBaseError
-from knowledge.database import StoredDocument
+from knowledge.database import UNFINISHED, StoredDocument
 
 from .. import checkpoints, transfer
 from ..checkpoints import FetchError
@@ -407,7 +407,7 @@ class Handlers:
         password if some need one; and the timer, which asks again while files are not finished."""
         files = self._files(base)
         states = {file.state for file in files}
-        unfinished = bool(states & {"waiting", "reading", "embedding"})
+        unfinished = not states.isdisjoint(UNFINISHED)
         text = say(language, "ingest_stop" if unfinished else "ingest_carry_on")
         button = gr.update(value=text, visible=unfinished or "cancelled" in states)
         return button, gr.update(visible=any(file.locked for file in files)), gr.Timer(active=unfinished)

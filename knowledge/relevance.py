@@ -38,7 +38,7 @@ def relevance(
     others = [candidate for candidate in candidates if not candidate.own]
     logits = [float(np.dot(WEIGHTS, features(question, weights, own, nearnesses))) + BIAS] if own else []
     logits += [float(np.dot(OTHER_WEIGHTS, other_features(others))) + OTHER_BIAS] if others else []
-    return max((_logistic(logit) for logit in logits), default=0.0)
+    return max((logistic(logit) for logit in logits), default=0.0)
 
 
 def features(
@@ -84,5 +84,5 @@ def _beside(one: Candidate, other: Candidate) -> bool:
     return same and abs(one.chunk.position - other.chunk.position) <= 1
 
 
-def _logistic(value: float) -> float:
+def logistic(value: float) -> float:
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, value))))

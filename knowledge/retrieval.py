@@ -1,7 +1,6 @@
 """Finding passages: candidates by meaning and by words, weighed together, joined where they touch, then judged."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,7 +222,7 @@ def _passages(ranked: Sequence[Candidate], k: int) -> list[Passage]:
             groups.append([candidate.chunk])
             seen.add(said)
             # Where another order than that of the scores was chosen, the score follows the order.
-            scores.append(min(_probability(candidate.score), *scores[-1:], 1.0))
+            scores.append(min(relevance.logistic(_SLOPE * (candidate.score - _MIDDLE)), *scores[-1:], 1.0))
     return [_passage(group, score) for group, score in zip(groups, scores, strict=True)]
 
 
@@ -256,7 +255,3 @@ def _continued(text: str, more: str) -> str:
         if text.endswith(more[:length]):
             return more[length:]
     return f"\n{more}"
-
-
-def _probability(score: float) -> float:
-    return 1 / (1 + math.exp(-_SLOPE * (score - _MIDDLE)))

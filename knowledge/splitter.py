@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from knowledge.formats.text import count_wide
 from knowledge.pages import Block, Page
 
 CHUNK_TOKENS = 200
@@ -24,7 +25,6 @@ _BOUNDARIES = tuple(
         r"\s+",
     )
 )
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
 
 Length = Callable[[str], int]
 
@@ -54,7 +54,7 @@ def passage(headings: str, text: str) -> str:
 
 def estimate_tokens(text: str) -> int:
     """Tokens that a multilingual tokenizer makes of `text`, roughly: one a CJK character, one for four others."""
-    wide = len(_WIDE.findall(text))
+    wide = count_wide(text)
     return wide + (len(text) - wide + 3) // 4
 
 

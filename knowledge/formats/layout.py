@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from knowledge.formats.text import count_wide
+
 _LINE_BREAK = re.compile("\r\n|\x02")  # PDFium writes the second for a hyphen at the end of a line
 _UNMAPPED = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08\x0e-\x1f]")
 _DIGITS = re.compile(r"\d+|\b[ivxlc]+\b")
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
 _LEADERS = re.compile(r"(?:\. ?){4}|…{2}|·{4}")  # to a page number in a table of contents
 _SENTENCE_END = tuple("。．.；;，,：:、？?！!")
 
@@ -213,4 +214,4 @@ def _goes_on(before: Line, line: Line, pitch: float) -> bool:
 
 
 def _width(text: str) -> int:
-    return len(text) + len(_WIDE.findall(text))
+    return len(text) + count_wide(text)

@@ -30,6 +30,8 @@ _SPREAD = re.compile("(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 _IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 _ASCII_WIDTH = re.compile("[\x00-\x7f]")
 
+_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
+
 _LETTER = "A-Za-zÀ-ɏ"
 _SPLIT_WORD = re.compile(
     rf"(?<![{_LETTER}-])([{_LETTER}][{_LETTER}-]*)(?<=[a-zß-ɏ])"  # the head; its own hyphens mark a compound
@@ -92,6 +94,11 @@ def _join_chinese_lines(text: str) -> str:
         else:
             joined.append(line)
     return "\n".join(joined)
+
+
+def count_wide(text: str) -> int:
+    """How many characters are as wide as two of Latin: Chinese, Japanese, Korean, and full-width forms."""
+    return len(_WIDE.findall(text))
 
 
 def _full_width(lines: list[str]) -> int:

@@ -9,7 +9,6 @@ kernels' rounding, over three layers; most rows are far closer.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -25,6 +24,7 @@ from models.layers import LayerNorm
 from models.loader import TIERS, _place, stored
 from models.low_rank import AdaptedLinear
 from tests import tiny
+from tests.threads import at_once
 from tests.tiny import BAICHUAN_7B, BAICHUAN_13B, BLOOM, CHATGLM, CHATGLM2, LLAMA
 
 VARIANTS = {
@@ -268,12 +268,8 @@ def test_several_callers_at_once() -> None:
             if not torch.equal(found, wanted if number else plain):
                 wrong.append(number)
 
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads) and not wrong
+    at_once(call)
+    assert not wrong
 
 
 # When it is taken, and when not

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +25,7 @@ from models import kernels, layers
 from models import quantize as quantizing
 from models.kernels import Kernel
 from models.quantize import GROUP, PackedMatrix, QuantizedLinear, quantize
+from tests.threads import at_once
 
 SHAPES = [(1, 1), (7, 31), (8, 32), (9, 33), (33, 100), (64, 576), (300, 1056)]
 COUNTS = [1, 2, 3, 4, 5, 7, 16, 17, 300]
@@ -235,12 +235,8 @@ def test_several_threads_at_once(fast: Kernel) -> None:
             if not torch.equal(fast.multiply(x, weights[number], None), wanted[number]):
                 wrong.append(number)
 
-    threads = [threading.Thread(target=multiply, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads) and not wrong
+    at_once(multiply)
+    assert not wrong
 
 
 FORK = """

@@ -14,14 +14,10 @@ from langchain_core.vectorstores import InMemoryVectorStore
 import knowledge
 from knowledge import DocumentError, KnowledgeBase, KnowledgeBaseError, Passage
 from knowledge.vectors import FaissVectors
+from tests.documents import DATA, LAW, PAGE, POEMS, QUESTION, TRACEMONKEY, write
 from tests.fakes import HashEmbeddings
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "tests" / "data"
-TRACEMONKEY = DATA / "pdf" / "en_tracemonkey_two_column.pdf"
-POEMS = DATA / "pdf" / "zh_poems.pdf"
-LAW = DATA / "docs" / "zh_copyright_law_utf8.txt"
-QUESTION, PAGE = "离离原上草，一岁一枯荣", 5
 
 
 @pytest.fixture
@@ -32,12 +28,6 @@ def embeddings():
 @pytest.fixture
 def base(tmp_path, embeddings):
     return knowledge.open(tmp_path / "诗 kb", embeddings)
-
-
-def write(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def test_ingested_files_are_found_with_their_pages(base):

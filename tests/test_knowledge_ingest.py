@@ -14,15 +14,11 @@ import pytest
 import knowledge
 from knowledge.documents import load
 from knowledge.splitter import split
+from tests.documents import DATA, LAW, PAGE, POEMS, QUESTION, TRACEMONKEY, write
 from tests.fakes import HashEmbeddings
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "tests" / "data"
-POEMS = DATA / "pdf" / "zh_poems.pdf"
-TRACEMONKEY = DATA / "pdf" / "en_tracemonkey_two_column.pdf"
 LOCKED = DATA / "pdf" / "enc_en_user_password_aes128.pdf"
-LAW = DATA / "docs" / "zh_copyright_law_utf8.txt"
-QUESTION, PAGE = "离离原上草，一岁一枯荣", 5
 
 
 @pytest.fixture
@@ -37,13 +33,6 @@ def base(tmp_path, embeddings):
 
 def states(base) -> dict[str, str]:
     return {file.name: file.state for file in base.status().files}
-
-
-def write(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 class Stop(Exception):

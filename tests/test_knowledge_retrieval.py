@@ -12,6 +12,7 @@ from knowledge.database import StoredChunk
 from knowledge.embedder import LocalEmbeddings
 from knowledge.ranking import Candidate
 from knowledge.reranker import LocalReranker
+from tests.documents import write
 from tests.fakes import HashEmbeddings
 
 FACTS = {
@@ -29,12 +30,6 @@ def base(tmp_path):
     base = knowledge.open(tmp_path / "kb", HashEmbeddings())
     base.ingest([write(tmp_path, f"{name}.txt", text) for name, text in FACTS.items()])
     return base
-
-
-def write(folder, name, text):
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def chunk(id=1, document="d", position=0, text="text", page=None, headings=""):

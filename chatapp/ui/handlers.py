@@ -190,7 +190,6 @@ class Handlers:
                     kept = self._branch(self._chat.store.tree(conversation), language, kept[-1])
                 conversations, about = self._conversations(conversation, language), self._about(conversation, language)
                 yield (*kept, gr.skip(), conversations, _idle(), gr.skip(), *about)
-            yield NOTHING  # Gradio shows what was yielded last once more, when the page may show something else
         finally:
             cancel.set()
 

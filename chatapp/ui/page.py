@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
-from .handlers import Handlers
+from .handlers import NOTHING, Handlers
 
 STYLE = Path(__file__).with_name("style.css")
 ACTIONS = Path(__file__).with_name("actions.js")
@@ -204,6 +205,17 @@ def _heading(text: Any) -> str:
     return f"<h2>{text}</h2>"
 
 
+def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Gradio shows what a turn yielded last once more when it ends, and the page may show something else by then."""
+
+    @wraps(handler)
+    def run(*arguments: Any) -> Iterator[Any]:
+        yield from handler(*arguments)
+        yield NOTHING
+
+    return run
+
+
 def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> None:
     def only(*names: str) -> list[Any]:
         return [parts[name] for name in names]
@@ -225,10 +237,9 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
     page.unload(handlers.leave)
 
     turn = only(*shown, "conversation", "conversations", "text", "editing", *about)
-    parts["text"].submit(
-        handlers.send, only("text", "conversation", "base", "editing"), turn, concurrency_limit=None, **quiet
-    )
-    parts["actions"].click(handlers.act, only("conversation", "base"), turn, concurrency_limit=None, **quiet)
+    send, act = _ending_quietly(handlers.send), _ending_quietly(handlers.act)
+    parts["text"].submit(send, only("text", "conversation", "base", "editing"), turn, concurrency_limit=None, **quiet)
+    parts["actions"].click(act, only("conversation", "base"), turn, concurrency_limit=None, **quiet)
     parts["text"].stop(handlers.stop, queue=False)
 
     chosen = only(*shown, "conversation", "text", "editing", *about, "base", "documents", "kept")

@@ -91,6 +91,10 @@ class Plan:
             return self
         return replace(self, prompt=self.prompt.continued(begun), ledger=self.ledger.begun(len(begun)))
 
+    def reusing(self, tokens: int) -> Plan:
+        """The plan with so many tokens of its prompt that need not be read."""
+        return replace(self, ledger=replace(self.ledger, reused=tokens))
+
 
 def reply_budget(context: int, wanted: int = REPLY) -> int:
     """Tokens that are kept free for the reply, whatever else wants to go into the window."""

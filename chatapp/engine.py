@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models import (
     CHUNK,
     OUT_OF_MEMORY,
     BadLogitsError,
+    CachePool,
     End,
     Event,
     LoadedModel,
@@ -96,6 +98,7 @@ class Source:
     asked_tier: str = "auto"  #: what the user chose
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
     adapter: Path | None = None
+    warm: int = 0  #: bytes that caches of earlier prompts may take beside the one that is at work
 
 
 class Engine:
@@ -107,6 +110,7 @@ class Engine:
         self._loader = loader
         self._free_memory = free_memory
         self._loaded: LoadedModel | None = None
+        self._caches: CachePool | None = None  #: of the loaded model, and gone with it
         self._source: Source | None = None
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
@@ -131,8 +135,8 @@ class Engine:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the loaded model's weights."""
-        return self._loaded.nbytes if self._loaded else 0
+        """Bytes of the loaded model's weights, and of the caches that go with it."""
+        return self._loaded.nbytes + self._caches.nbytes if self._loaded else 0
 
     @property
     def chat_format(self) -> str | None:
@@ -175,7 +179,7 @@ class Engine:
         return True
 
     def _replace(self, source: Source) -> None:
-        self._loaded = self._source = None
+        self._loaded = self._source = self._caches = None
         self.status = Status("loading", source.name)
         try:
             loaded = once_more(
@@ -210,6 +214,8 @@ class Engine:
     def _talk(self, loaded: LoadedModel, source: Source) -> None:
         chat = loaded.chat_format  # reads the tokenizer: a missing file is said before the first question
         self._loaded, self._source = loaded, source
+        budget = loaded.needs.cache(loaded.tier, loaded.context) + source.warm
+        self._caches = CachePool(loaded, budget, partial(self._make_room, loaded), (Cancelled,))
         self.status = Status(
             "ready",
             source.name,
@@ -260,7 +266,7 @@ class Engine:
                 yield Summarising()
                 plan = self._summarised(loaded, plan, plan.aside, cancel)
             plan = plan.continued(written.ids)
-            yield plan
+            yield plan.reusing(self._caches.reusable(plan.prompt.ids))
             _raise_if(cancel)
             try:
                 events = self._generate(loaded, plan, effort.chunk, options, cancel)
@@ -269,6 +275,7 @@ class Engine:
             except OUT_OF_MEMORY as error:
                 if not ran_out(error):
                     raise
+                self._caches.clear()
                 tried = Effort(len(plan.passages), plan.exchanges, effort.chunk)
                 effort = next((less for rung in rungs if (less := rung(tried)) != tried), None)
                 if effort is None:
@@ -292,30 +299,36 @@ class Engine:
     ) -> Iterator[Event]:
         prompt, window = plan.prompt, len(plan.prompt.ids) + plan.reply
         sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
-        self._expect(loaded, loaded.needs.cache(loaded.tier, window))
-        cache = loaded.new_cache(window)
-        cache.on_layer = lambda layer: _raise_if(cancel)
-        events = models.generate(
-            loaded,
-            prompt.ids,
-            sampling,
-            cache,
-            stop_ids=prompt.stop_ids,
-            stop_texts=prompt.stop_texts,
-            begun=prompt.begun,
-            chunk=chunk,
-        )
-        with closing(events):
-            for event in events:
-                yield event
-                if not isinstance(event, End):
-                    _raise_if(cancel)
-                if isinstance(event, Read) and event.done < event.total:
-                    self._expect(loaded, loaded.scratch(window, chunk))
+        with self._caches.lend(prompt.ids, window) as loan:
+            loan.cache.on_layer = lambda layer: _raise_if(cancel)
+            events = models.generate(
+                loaded,
+                prompt.ids,
+                sampling,
+                loan.cache,
+                stop_ids=prompt.stop_ids,
+                stop_texts=prompt.stop_texts,
+                begun=prompt.begun,
+                chunk=chunk,
+            )
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Token) and event.id is not None:
+                        loan.ids.append(event.id)
+                    yield event
+                    if not isinstance(event, End):
+                        _raise_if(cancel)
+                    if isinstance(event, Read) and event.done < event.total:
+                        self._make_room(loaded, loaded.scratch(window, chunk))
 
-    def _expect(self, loaded: LoadedModel, nbytes: int) -> None:
-        """Raises MemoryError where the CPU has not so much left: Linux would not refuse it, but end the program."""
-        if loaded.device.type == "cpu" and (free := self._free_memory()) < nbytes:
+    def _make_room(self, loaded: LoadedModel, nbytes: int) -> None:
+        """Gives up caches of earlier prompts where the CPU has not so much left.
+
+        Raises MemoryError where that is not enough: Linux would not refuse it, but end the program.
+        """
+        if loaded.device.type != "cpu":
+            return
+        if (free := self._caches.free(nbytes, self._free_memory)) < nbytes:
             raise MemoryError(f"{nbytes / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free")
 
     def _progress(self, done: int, total: int) -> None:

@@ -10,12 +10,14 @@ from .inspection import Report, inspect
 from .loader import LoadedModel, adapted, family_of, load, load_tokenizer
 from .memory import OUT_OF_MEMORY, give_back, once_more, ran_out
 from .prompts import Prompt, shared
+from .reuse import CachePool
 from .sampling import BadLogitsError, Sampling
 
 __all__ = [
     "CHUNK",
     "OUT_OF_MEMORY",
     "BadLogitsError",
+    "CachePool",
     "CheckpointError",
     "End",
     "Event",

@@ -25,10 +25,11 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Read:
-    """`done` of `total` prompt tokens have been read."""
+    """`done` of `total` prompt tokens have been read; `reused` of them were already in the cache."""
 
     done: int
     total: int
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache, chunk: int = C
     done, total = cache.length, cache.length + len(ids)
     chunk = chunk if model.causal_prompt else len(ids)
     device = cache.keys.device
-    yield Read(done, total)
+    yield Read(done, total, done)
     for start in range(0, len(ids), chunk):
         part = torch.tensor([ids[start : start + chunk]], device=device)
         logits = model(part, cache, last=True)
-        yield Read(done + start + part.shape[1], total)
+        yield Read(done + start + part.shape[1], total, done)
     yield logits[0, -1]
 
 

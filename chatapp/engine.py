@@ -22,6 +22,7 @@ from models import (
     End,
     Event,
     LoadedModel,
+    Lookup,
     Read,
     Sampling,
     Token,
@@ -111,6 +112,7 @@ class Engine:
         self._free_memory = free_memory
         self._loaded: LoadedModel | None = None
         self._caches: CachePool | None = None  #: of the loaded model, and gone with it
+        self._draft: Lookup | None = None  #: what it has learnt of the loaded model's passes
         self._source: Source | None = None
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
@@ -215,6 +217,7 @@ class Engine:
         chat = loaded.chat_format  # reads the tokenizer: a missing file is said before the first question
         self._loaded, self._source = loaded, source
         budget = loaded.needs.cache(loaded.tier, loaded.context) + source.warm
+        self._draft = Lookup()
         self._caches = CachePool(loaded, budget, partial(self._make_room, loaded), (Cancelled,))
         self.status = Status(
             "ready",
@@ -310,6 +313,7 @@ class Engine:
                 stop_texts=prompt.stop_texts,
                 begun=prompt.begun,
                 chunk=chunk,
+                draft=self._draft,
             )
             with closing(events):
                 for event in events:

@@ -2,6 +2,7 @@
 
 from .base import CheckpointError
 from .chat_formats import chat_formats
+from .drafting import Lookup
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .formats import is_adapter, open_adapter
@@ -23,6 +24,7 @@ __all__ = [
     "Event",
     "Footprint",
     "LoadedModel",
+    "Lookup",
     "Prompt",
     "Read",
     "Report",

@@ -18,6 +18,7 @@ from models import (
     CHUNK,
     OUT_OF_MEMORY,
     BadLogitsError,
+    Blocks,
     CachePool,
     End,
     Event,
@@ -26,6 +27,7 @@ from models import (
     Read,
     Sampling,
     Token,
+    identity,
     once_more,
     ran_out,
 )
@@ -102,14 +104,36 @@ class Source:
     warm: int = 0  #: bytes that caches of earlier prompts may take beside the one that is at work
 
 
+@dataclass(frozen=True)
+class Warm:
+    """Where on disk what was read is kept for the next start: a folder, and the bytes that it may take."""
+
+    folder: Path
+    limit: int
+
+    def blocks(self, loaded: LoadedModel) -> Blocks | None:
+        """Those of this model; None where its prompts can't be reused, or the disk does not allow it."""
+        if not loaded.model.causal_prompt:
+            return None
+        try:
+            return Blocks(self.folder, self.limit, identity(loaded), loaded.needs.cache(loaded.tier, 1))
+        except OSError:
+            return None  # nothing depends on it; a folder that can't be written is said where something does
+
+
 class Engine:
     """Requests are served one at a time, in the order they came."""
 
     def __init__(
-        self, loader: Callable[..., LoadedModel] = models.load, free_memory: Callable[[], int] = free_memory
+        self,
+        loader: Callable[..., LoadedModel] = models.load,
+        free_memory: Callable[[], int] = free_memory,
+        warm: Warm | None = None,
     ) -> None:
         self._loader = loader
         self._free_memory = free_memory
+        self._warm = warm
+        self._blocks: Blocks | None = None
         self._loaded: LoadedModel | None = None
         self._caches: CachePool | None = None  #: of the loaded model, and gone with it
         self._draft: Lookup | None = None  #: what it has learnt of the loaded model's passes
@@ -218,7 +242,8 @@ class Engine:
         self._loaded, self._source = loaded, source
         budget = loaded.needs.cache(loaded.tier, loaded.context) + source.warm
         self._draft = Lookup()
-        self._caches = CachePool(loaded, budget, partial(self._make_room, loaded), (Cancelled,))
+        self._blocks = self._warm and self._warm.blocks(loaded)
+        self._caches = CachePool(loaded, budget, partial(self._make_room, loaded), (Cancelled,), self._blocks)
         self.status = Status(
             "ready",
             source.name,
@@ -269,7 +294,8 @@ class Engine:
                 yield Summarising()
                 plan = self._summarised(loaded, plan, plan.aside, cancel)
             plan = plan.continued(written.ids)
-            yield plan.reusing(self._caches.reusable(plan.prompt.ids))
+            ids = plan.prompt.ids
+            yield plan.reusing(self._caches.reusable(ids, len(ids) + plan.reply))
             _raise_if(cancel)
             try:
                 events = self._generate(loaded, plan, effort.chunk, options, cancel)
@@ -319,6 +345,9 @@ class Engine:
                 for event in events:
                     if isinstance(event, Token) and event.id is not None:
                         loan.ids.append(event.id)
+                    if isinstance(event, End) and self._blocks is not None:
+                        read = event.timings.prompt_tokens - event.timings.reused
+                        self._blocks.measured(read, event.timings.read_seconds)
                     yield event
                     if not isinstance(event, End):
                         _raise_if(cancel)

@@ -1,6 +1,7 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .blocks import Blocks, identity
 from .chat_formats import chat_formats
 from .drafting import Lookup
 from .fill import fill_prompt
@@ -18,6 +19,7 @@ __all__ = [
     "CHUNK",
     "OUT_OF_MEMORY",
     "BadLogitsError",
+    "Blocks",
     "CachePool",
     "CheckpointError",
     "End",
@@ -38,6 +40,7 @@ __all__ = [
     "footprint",
     "generate",
     "give_back",
+    "identity",
     "inspect",
     "is_adapter",
     "load",

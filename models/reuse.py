@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .blocks import Blocks
 from .cache import KVCache
 from .prompts import shared
 
@@ -36,6 +37,7 @@ class CachePool:
 
     That one is given out even where it alone takes more: without it there is no reply. `before` is called with the
     bytes that are about to be allocated; it may raise. `stopping` are errors by which work is stopped on purpose.
+    `blocks` is where keys and values are kept on disk.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class CachePool:
         budget: int,
         before: Callable[[int], None] = lambda nbytes: None,
         stopping: tuple[type[Exception], ...] = (),
+        blocks: Blocks | None = None,
     ) -> None:
         self._loaded = loaded
         self._budget = budget
         self._before = before
         self._stopping = (GeneratorExit, *stopping)
+        self._blocks = blocks
         self._kept: list[Kept] = []  # from the one that was used longest ago
         self._lent = 0
 
@@ -60,9 +64,11 @@ class CachePool:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def reusable(self, ids: Sequence[int]) -> int:
-        """How many of a prompt's ids need not be read."""
-        return self._nearest(ids)[1]
+    def reusable(self, ids: Sequence[int], room: int) -> int:
+        """How many of a prompt's ids need not be read, in a cache for `room` positions."""
+        capacity = self._capacity(room)
+        nearest, common = self._nearest(ids, capacity)
+        return max(common, self._on_disk(ids, capacity, common))
 
     @contextmanager
     def lend(self, ids: Sequence[int], room: int) -> Iterator[Kept]:
@@ -93,10 +99,15 @@ class CachePool:
         self._kept.clear()
 
     def _take(self, ids: Sequence[int], room: int) -> KVCache:
-        nearest, common = self._nearest(ids)
         capacity = self._capacity(room)
-        if nearest is None or not self._fits(nearest, capacity):
-            return self._new(capacity, ())
+        nearest, common = self._nearest(ids, capacity)
+        cache = self._new(capacity, ()) if nearest is None else self._continued(nearest, common, capacity)
+        if self._on_disk(ids, capacity, common):
+            self._blocks.load(ids[:-1], cache, self._loaded.model.scaled_for(capacity))
+        return cache
+
+    def _continued(self, nearest: Kept, common: int, capacity: int) -> KVCache:
+        """A cache that begins as another does: a copy, or that one itself."""
         lost = len(nearest.ids) - common
         if lost > FEWEST and self._can_keep(nearest, capacity, lost):
             cache = self._new(capacity, (nearest,))
@@ -111,11 +122,20 @@ class CachePool:
             cache.grow(capacity)
         return cache
 
-    def _nearest(self, ids: Sequence[int]) -> tuple[Kept | None, int]:
+    def _on_disk(self, ids: Sequence[int], capacity: int, common: int) -> int:
+        """How many ids are on disk, if that is more than are in a cache already; else 0."""
+        if self._blocks is None or not self._loaded.model.causal_prompt:
+            return 0
+        held = self._blocks.held(ids[:-1], self._loaded.model.scaled_for(capacity))
+        return held if held > common else 0
+
+    def _nearest(self, ids: Sequence[int], capacity: int) -> tuple[Kept | None, int]:
         """The cache that shares most with a prompt, and how much; the last id is read in any case."""
+        scaled_for = self._loaded.model.scaled_for
         found, longest = None, FEWEST - 1
         for kept in reversed(self._kept):
-            if (common := min(shared(kept.ids, ids), len(ids) - 1)) > longest:
+            common = min(shared(kept.ids, ids), len(ids) - 1)
+            if common > longest and scaled_for(kept.cache.capacity) == scaled_for(capacity):
                 found, longest = kept, common
         return (found, longest) if found else (None, 0)
 
@@ -126,11 +146,6 @@ class CachePool:
         if model.scaled_for(room) == model.scaled_for(1):  # as short ones are
             return rounded if model.scaled_for(rounded) == model.scaled_for(1) else room
         return window
-
-    def _fits(self, kept: Kept, capacity: int) -> bool:
-        """Whether what a cache holds can be continued in one of that capacity."""
-        scaled_for = self._loaded.model.scaled_for
-        return scaled_for(kept.cache.capacity) == scaled_for(capacity)
 
     def _bytes(self, capacity: int) -> int:
         return self._loaded.needs.cache(self._loaded.tier, capacity)
@@ -166,6 +181,8 @@ class CachePool:
         ids = loan.ids[: cache.length]
         if not self._loaded.model.causal_prompt or len(ids) < FEWEST:
             return
+        if self._blocks is not None:
+            self._blocks.keep(ids, cache, self._loaded.model.scaled_for(cache.capacity))
         self._kept = [kept for kept in self._kept if shared(kept.ids, ids) < len(kept.ids)]  # it holds all of theirs
         self._make_room(cache.nbytes, ())
         if cache.nbytes <= self._budget:

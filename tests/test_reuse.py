@@ -37,6 +37,11 @@ def use(pool: CachePool, loaded: LoadedModel, ids: Sequence[int], room: int | No
         return loan.cache.length, read(loaded, loan.cache, ids)
 
 
+def found(pool: CachePool, ids: Sequence[int]) -> int:
+    """How many of a prompt's ids would not be read."""
+    return pool.reusable(ids, len(ids))
+
+
 def fresh(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
     return read(loaded, loaded.new_cache(len(ids)), ids)
 
@@ -89,7 +94,7 @@ def test_a_prompt_that_attends_both_ways_is_never_reused(tmp_path: Path) -> None
     prompt = [*ids_of(1), 311, 314]
     with pool.lend(prompt, 300) as loan:
         loaded.model(torch.tensor([prompt]), loan.cache)
-    assert len(pool) == 0 and pool.reusable([*prompt, 5]) == 0
+    assert len(pool) == 0 and found(pool, [*prompt, 5]) == 0
 
 
 def test_positions_scaled_by_another_length_are_not_continued(tmp_path: Path) -> None:
@@ -122,8 +127,8 @@ def test_an_edit_is_read_from_the_change_on_and_the_former_version_stays(pool: C
     start, old, new = ids_of(1), ids_of(2), ids_of(3)
     use(pool, loaded, [*start, *old])
     assert use(pool, loaded, [*start, *new])[0] == len(start)
-    assert pool.reusable([*start, *old, 5]) == len(start) + len(old)
-    assert pool.reusable([*start, *new, 5]) == len(start) + len(new)
+    assert found(pool, [*start, *old, 5]) == len(start) + len(old)
+    assert found(pool, [*start, *new, 5]) == len(start) + len(new)
 
 
 def test_the_same_prompt_again_reads_its_last_id(pool: CachePool, loaded: LoadedModel) -> None:
@@ -144,8 +149,8 @@ def test_two_conversations_take_turns_and_lose_nothing(pool: CachePool, loaded: 
 
 def test_a_beginning_of_a_few_ids_is_not_worth_it(pool: CachePool, loaded: LoadedModel) -> None:
     use(pool, loaded, ids_of(1))
-    assert pool.reusable([*ids_of(1)[: FEWEST - 1], *ids_of(2)]) == 0
-    assert pool.reusable([*ids_of(1)[:FEWEST], *ids_of(2)]) == FEWEST
+    assert found(pool, [*ids_of(1)[: FEWEST - 1], *ids_of(2)]) == 0
+    assert found(pool, [*ids_of(1)[:FEWEST], *ids_of(2)]) == FEWEST
 
 
 def test_what_was_written_is_kept_with_what_was_read(pool: CachePool, loaded: LoadedModel) -> None:
@@ -157,7 +162,7 @@ def test_what_was_written_is_kept_with_what_was_read(pool: CachePool, loaded: Lo
         for id in (7, 8, 9):
             read(loaded, loan.cache, loan.ids)
             loan.ids.append(id)
-    assert pool.reusable([*prompt, 7, 8, 9, 10]) == len(prompt) + 2  # the last one was chosen, not read
+    assert found(pool, [*prompt, 7, 8, 9, 10]) == len(prompt) + 2  # the last one was chosen, not read
 
 
 def test_what_a_draft_read_too_much_is_forgotten(pool: CachePool, loaded: LoadedModel) -> None:
@@ -165,7 +170,7 @@ def test_what_a_draft_read_too_much_is_forgotten(pool: CachePool, loaded: Loaded
     with pool.lend(prompt, 400) as loan:
         read(loaded, loan.cache, [*prompt, 7, 8, 9])
         loan.ids.append(7)
-    assert pool.reusable([*prompt, 7, 8, 9, 10]) == len(prompt) + 1
+    assert found(pool, [*prompt, 7, 8, 9, 10]) == len(prompt) + 1
 
 
 def test_work_that_failed_leaves_no_cache_and_work_that_was_stopped_does(loaded: LoadedModel) -> None:
@@ -175,7 +180,7 @@ def test_work_that_failed_leaves_no_cache_and_work_that_was_stopped_does(loaded:
             read(loaded, loan.cache, ids_of(1)[:100])
             raise error
         assert len(pool) == kept
-    assert pool.reusable(ids_of(1)) == 100
+    assert found(pool, ids_of(1)) == 100
 
 
 # The budget
@@ -203,14 +208,14 @@ def test_the_cache_that_was_used_longest_ago_goes_first(loaded: LoadedModel) -> 
     pool = CachePool(loaded, cost(loaded, 2 * STEP))
     for seed in (1, 2, 1, 3):
         use(pool, loaded, ids_of(seed))
-    assert [pool.reusable([*ids_of(seed), 5]) for seed in (1, 2, 3)] == [LONG, 0, LONG]
+    assert [found(pool, [*ids_of(seed), 5]) for seed in (1, 2, 3)] == [LONG, 0, LONG]
 
 
 def test_where_nothing_else_is_old_enough_to_go_the_cache_is_cut(loaded: LoadedModel) -> None:
     pool = CachePool(loaded, cost(loaded, STEP))
     use(pool, loaded, [*ids_of(1), *ids_of(2)])
     assert use(pool, loaded, [*ids_of(1), *ids_of(3)])[0] == LONG
-    assert len(pool) == 1 and pool.reusable([*ids_of(1), *ids_of(2)]) == LONG
+    assert len(pool) == 1 and found(pool, [*ids_of(1), *ids_of(2)]) == LONG
 
 
 def test_a_window_larger_than_the_budget_is_given_out_and_not_kept(loaded: LoadedModel) -> None:
@@ -226,7 +231,7 @@ def test_caches_go_where_memory_is_short(pool: CachePool, loaded: LoadedModel) -
         use(pool, loaded, ids_of(seed))
     each = pool.nbytes // 3
     assert pool.free(2 * each, lambda: 3 * each - pool.nbytes) == 2 * each
-    assert pool.reusable([*ids_of(3), 5]) == LONG and len(pool) == 1
+    assert found(pool, [*ids_of(3), 5]) == LONG and len(pool) == 1
 
 
 def test_memory_is_asked_for_before_a_cache_is_made(loaded: LoadedModel) -> None:

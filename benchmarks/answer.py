@@ -48,7 +48,7 @@ NEW = (3000, 0, 400, 0, 400)
 REPLY = 24  #: tokens, so that a reading counts
 WINDOW = 6144  #: tokens
 SLIP = 16  #: tokens that may be read again beside the new ones
-FASTER = {0: "goal 8", 400: "goal 5"}
+FASTER = {False: "goal 8", True: "goal 5"}  #: by whether a follow-up brings passages
 AGAIN = "ours, read anew"
 PLAIN = "ours, without drafts"
 
@@ -175,7 +175,7 @@ def first_tokens(case: Case, script: Script, children: dict[str, Child]) -> Iter
         own = found[OURS][0][turn]
         name = f"{case.subject.name}, turn {turn + 1}, {own.tokens:,} tokens, {own.new:,} of them new"
         seconds = {side: _median(rounds, turn) for side, rounds in found.items() if rounds}
-        target = FASTER[brought] if turn else ""
+        target = FASTER[brought > 0] if turn else ""
         yield Result.less_is_better(f"{name}: first token", seconds[OURS], seconds[AGAIN], AGAIN, "s", target)
         yield Result.less_is_better(f"{name}: first token", seconds[OURS], seconds.get(LLAMA_CPP), LLAMA_CPP, "s")
         if turn:

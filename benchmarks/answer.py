@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import models
-from chatapp.answering import wording
+from chatapp.answering import PASSAGES, wording
 from chatapp.conversation import Turn, plan
 from knowledge import Passage
 from knowledge.documents import load
@@ -43,7 +43,7 @@ QUESTIONS = (
     "What does that mean for short loops?",
     "Who wrote this?",
 )
-#: Tokens of passages that a turn brings along; 0: the same ones again.
+#: Tokens of passages that a turn brings along; 0: some of the same ones again.
 NEW = (3000, 0, 400, 0, 400)
 REPLY = 24  #: tokens, so that a reading counts
 WINDOW = 6144  #: tokens
@@ -114,8 +114,7 @@ class Script:
         history: list[Turn] = []
         at, found = 0, []
         for question, new in zip(QUESTIONS, NEW, strict=True):
-            if new:
-                found, at = self._next(at, new)
+            found, at = self._next(at, new) if new else (found[:PASSAGES], at)
             prompt = plan(
                 self.talker, history, partial(wording, question), found, SYSTEM, REPLY, quoting=wording
             ).prompt
@@ -179,7 +178,8 @@ def first_tokens(case: Case, script: Script, children: dict[str, Child]) -> Iter
         yield Result.less_is_better(f"{name}: first token", seconds[OURS], seconds[AGAIN], AGAIN, "s", target)
         yield Result.less_is_better(f"{name}: first token", seconds[OURS], seconds.get(LLAMA_CPP), LLAMA_CPP, "s")
         if turn:
-            yield Result.less_is_better(f"{name}: read", own.read, own.new + SLIP, f"new + {SLIP}", "tokens", "floor 1")
+            allowed = float(own.new + SLIP)
+            yield Result.less_is_better(f"{name}: read", float(own.read), allowed, f"new + {SLIP}", "tokens", "floor 1")
 
 
 def _median(rounds: Sequence[Sequence[Opened]], turn: int) -> float:

@@ -99,11 +99,16 @@ class Words:
     place: str
     place_with_page: str
     question: str
-    above: str  #: in place of a passage's text that the model has read already
+    above: str  #: in place of a passage that the model has read already: short, for it is told at every turn
+    above_with_page: str
 
     def passage(self, number: int, passage: Passage) -> str:
-        place = self.place if passage.page is None else self.place_with_page
-        return f"[{number}] {place.format(name=passage.name, page=passage.page)}\n{passage.text or self.above}"
+        with_page, without = (
+            (f"{self.place_with_page}\n{{text}}", f"{self.place}\n{{text}}")
+            if passage.text
+            else (self.above_with_page, self.above)
+        )
+        return f"[{number}] " + (without if passage.page is None else with_page).format_map(vars(passage))
 
 
 ENGLISH = Words(
@@ -111,14 +116,16 @@ ENGLISH = Words(
     place="({name})",
     place_with_page="({name}, page {page})",
     question="Question: {}",
-    above="(quoted above)",
+    above="({name}, above)",
+    above_with_page="(page {page}, above)",
 )
 CHINESE = Words(
     instruction="请只根据下面的段落回答问题；段落里没有答案时，请直接说明。",
     place="（{name}）",
     place_with_page="（{name}，第{page}页）",
     question="问题：{}",
-    above="（见上文）",
+    above="（{name}，见上文）",
+    above_with_page="（第{page}页，见上文）",
 )
 
 

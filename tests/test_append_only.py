@@ -66,8 +66,8 @@ def test_passages_that_stand_in_the_window_are_not_told_again() -> None:
     first, second, third = conversation(3, found)
     text = text_of(third)
     assert [text.count(f"<{n}>") for n in (0, 1, 7)] == [1, 1, 1]
-    assert text.count("(quoted above)") == 2
-    assert "[1] (report.pdf, page 1)\n(quoted above)" in text_of(second)
+    assert text.count(", above)") == 2
+    assert "[1] (page 1, above)" in text_of(second)
     assert second.passages == (passage(1), passage(7))  # all of them are this turn's evidence
     assert [entry.page for entry in third.ledger.entries if entry.kind == "passage"] == [0]
 

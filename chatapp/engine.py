@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ class Source:
     asked_tier: str = "auto"  #: what the user chose
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
     adapter: Path | None = None
-    warm: int = 0  #: bytes that caches of earlier prompts may take beside the one that is at work
+    #: Bytes that caches of earlier prompts may take beside the one that is at work: it follows from what is free now.
+    warm: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Warm:
             return None
         try:
             return Blocks(self.folder, self.limit, identity(loaded), loaded.needs.cache(loaded.tier, 1))
-        except OSError:
-            return None  # nothing depends on it; a folder that can't be written is said where something does
+        except (OSError, models.CheckpointError):
+            return None  # nothing depends on it; what can't be written or is gone is said where something does
 
 
 class Engine:
@@ -162,7 +163,8 @@ class Engine:
     @property
     def nbytes(self) -> int:
         """Bytes of the loaded model's weights, and of the caches that go with it."""
-        return self._loaded.nbytes + self._caches.nbytes if self._loaded else 0
+        loaded, caches = self._loaded, self._caches  # a load on another thread lets go of them
+        return 0 if loaded is None or caches is None else loaded.nbytes + caches.nbytes
 
     @property
     def chat_format(self) -> str | None:

@@ -106,11 +106,13 @@ def test_a_model_that_knows_one_language_only_leaves_the_other_alone():
 def test_the_background_is_measured_once(tmp_path):
     embeddings = HashEmbeddings()
     base = knowledge.open(tmp_path / "kb", embeddings)
+    assert not embeddings.measured
     base.ingest([write(tmp_path, "a.txt", FACTS["bird"])])
-    base.search("eggs")
+    measured = list(embeddings.measured)
+    assert measured, "the first search would have to wait for it"
+    assert base.search("eggs")
     base.close()
-    embeddings.embedded.clear()
-    assert knowledge.open(tmp_path / "kb", embeddings).search("eggs") and embeddings.embedded == []
+    assert knowledge.open(tmp_path / "kb", embeddings).search("eggs") and embeddings.measured == measured
 
 
 # Passages

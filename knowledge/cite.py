@@ -129,6 +129,7 @@ FEATURES = (
     "opposite",
     "near_order",
     "numbers_held",
+    "han_name",
 )
 
 
@@ -153,7 +154,8 @@ def features(sentence: str, passage: Source, telling: Mapping[str, float], nearn
     gone = claims.lacking_latin(names, passage.terms)
     far = [name for name in claims.lacking_latin(names, held) if name not in gone]
     other_names = [n for n in claims.latin_names(text) if not set(terms(n)) <= set(terms(sentence))]
-    runs = claims.unknown_runs(sentence, passage.pairs) if passage.chinese else []
+    runs = [run for run, _ in claims.unknown_runs(sentence, passage.pairs)] if passage.chinese else []
+    persons = claims.unknown_names(sentence, fold(passage.text)) if passage.chinese else []
     polarity = claims.polarity(sentence, wide)
     soft = claims.softened(wide), claims.softened(sentence)
     order = in_order(sentence, text)
@@ -176,4 +178,5 @@ def features(sentence: str, passage: Source, telling: Mapping[str, float], nearn
         min(len(polarity.opposite), 1),
         order * max((min(len(run), 4) / 4 for run in runs), default=0.0) if passage.chinese else order * (1 - covered),
         float(bool(said) and not absent),
+        min(len(persons), 2),
     ]

@@ -15,7 +15,7 @@ from knowledge.terms import fold, terms
 
 _HAN_RUN = re.compile("[\u3400-\u9fff]+")
 _TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_]+(?=n['’]t\b)|[^\W_]+")
-_CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)")
+_CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
 # Words with a negative character that deny nothing, and those that only bound: taken out before negations are looked for.
 _HARMLESS = re.compile(
@@ -31,7 +31,12 @@ _SOFT = re.compile(
     r"\b(?:fail|lack|unable|refus|absent|except|hardly|rarely|seldom|few|prevent|avoid|stop|only|at (?:most|least)|"
     r"unlike|unknown|instead|rather|mis|wrong|un|must|less|lost|lose|deny|denied|independ)"
 )
-_SCOPE_HAN, _SCOPE_WORDS = 8, 6  # how far a negation reaches, in characters and in words
+# How far a negation surely reaches, and how far it may, in Chinese characters and in English words.
+_NEAR, _FAR = (6, 5), (9, 7)
+_EMPTY = frozenset(
+    "a an the of in on at to for from by with and or as that this it its is are was were be been being has have had "
+    "having do does did can could will would should any all than then there which who".split()
+)
 
 # What a sentence may turn round; one side of a row against the other.
 _OPPOSITES = tuple(
@@ -69,24 +74,27 @@ def softened(text: str) -> bool:
     return bool(_SOFT.search(fold(text)))
 
 
-def denied(text: str) -> dict[str, set[bool]]:
-    """For each term of `text` whether it stands in the reach of a negation, where it occurs twice perhaps both."""
+def denied(text: str, han: int, words: int) -> dict[str, set[bool]]:
+    """For each telling term of `text` whether a negation reaches it, over `han` characters or as many `words`; where it
+    occurs twice, perhaps both."""
     found: dict[str, set[bool]] = {}
     for clause in _CLAUSE_END.split(_HARMLESS.sub(" ", fold(text))):
         tokens = _TOKEN.findall(clause)
-        marks, reach = [], 0
+        marks: list[bool | None] = []
+        reach = 0
         for token in tokens:
             if _NEGATORS.match(token):
-                reach = _SCOPE_HAN if _HAN_RUN.match(token) else _SCOPE_WORDS
+                reach = han if _HAN_RUN.match(token) else words
                 marks.append(None)
             else:
                 marks.append(reach > 0)
                 reach -= 1
-        for (token, mark), (following, next_mark) in pairwise([*zip(tokens, marks, strict=True), ("", None)]):
+        pairs = pairwise([*zip(tokens, marks, strict=True), ("", None)])
+        for (token, mark), (following, next_mark) in pairs:
             if mark is None:
                 continue
             if not _HAN_RUN.match(token):
-                for term in terms(token):
+                for term in terms(token) if token not in _EMPTY else ():
                     found.setdefault(term, set()).add(mark)
             elif _HAN_RUN.match(following) and next_mark is not None:
                 found.setdefault(token + following, set()).add(mark and next_mark)
@@ -107,18 +115,17 @@ class Polarity:
 
 
 def polarity(sentence: str, passage: str) -> Polarity:
-    said, held = denied(sentence), denied(passage)
-    shared = said.keys() & held.keys()
-    denies = [term for term in shared if True in said[term]]
-    added = [term for term in denies if True not in held[term]]
-    affirms = [term for term in shared if True in held[term] and False not in held[term]]
-    removed = [term for term in affirms if True not in said[term]]
+    added, denies = _turned(denied(sentence, *_NEAR), denied(passage, *_FAR))
+    removed, _ = _turned(denied(passage, *_NEAR), denied(sentence, *_FAR))
     unmatched = bool(negations(sentence)) and not denies and not negations(passage)
-    return Polarity(
-        0.5 if unmatched else len(added) / max(len(denies), 2),
-        len(removed) / max(len(affirms), 2),
-        tuple(opposites(sentence, passage)),
-    )
+    return Polarity(max(added, 0.5 * unmatched), removed, tuple(opposites(sentence, passage)))
+
+
+def _turned(denying: Mapping[str, set[bool]], other: Mapping[str, set[bool]]) -> tuple[float, int]:
+    """Of the terms that are only denied in one text and are in the other too, the share that is only affirmed there,
+    and how many they are."""
+    shared = [term for term, marks in denying.items() if marks == {True} and term in other]
+    return sum(True not in other[term] for term in shared) / max(len(shared), 2), len(shared)
 
 
 def opposites(sentence: str, passage: str) -> Iterable[str]:
@@ -142,7 +149,7 @@ def opposites(sentence: str, passage: str) -> Iterable[str]:
 class _Lexicon:
     words: frozenset[str]  # common English words
     pairs: frozenset[str]  # common pairs of Chinese characters
-    places: Mapping[str, frozenset[str]]  # Chinese name -> English words for it
+    places: Mapping[str, frozenset[str]]  # Chinese names, with | between -> English words for them
 
 
 @functools.cache
@@ -160,11 +167,16 @@ _QUOTED = re.compile("[《「『]([^》」』]{1,40})[》」』]")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;。！？：]\s*|[\"“(*_-])\s*$")
 
 
+_SCALES = frozenset("celsius fahrenheit kelvin am pm bc ad".split())
+
+
 def latin_names(text: str) -> list[str]:
     """Words that capitals make names of; in Chinese text all Latin words of two letters and more."""
     chinese = bool(_HAN_RUN.search(text))
     found = []
     for match in _LATIN_WORD.finditer(text):
+        if text[: match.start()][-1:].isdigit() or match[0].casefold() in _SCALES:
+            continue  # a unit: 4.6GB, degrees Celsius
         word = re.sub(r"['’]s$", "", match[0])
         capital = any(map(str.isupper, word))
         if chinese and len(word) > 1:
@@ -202,43 +214,89 @@ def quoted(text: str) -> list[str]:
     return _QUOTED.findall(text)
 
 
-def places(text: str) -> dict[str, frozenset[str]]:
-    """The well-known places in `text`, by their Chinese names: what English calls them."""
+def foreign_places(sentence: str, passage: str) -> list[str]:
+    """Well-known places in `sentence` that `passage` has in neither language."""
+    return sorted(_places(sentence) - _places(passage))
+
+
+def _places(text: str) -> set[str]:
     folded = fold(text)
     words = set(_LATIN_WORD.findall(folded))
     return {
-        name: english
-        for name, english in lexicon().places.items()
-        if name in folded or (english & words and not _HAN_RUN.search(folded))
+        names
+        for names, english in lexicon().places.items()
+        if english & words or any(name in folded for name in names.split("|"))
     }
 
 
-def foreign_places(sentence: str, passage: str) -> list[str]:
-    """Places in `sentence` that `passage` does not have, in either language."""
-    folded = fold(passage)
-    words = set(_LATIN_WORD.findall(folded))
-    return [name for name, english in places(sentence).items() if name not in folded and not english & words]
+_FUNCTION = re.compile("[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]")
+_SURNAMES = frozenset(
+    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤花方俞任袁柳"
+    "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬安常乐于傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝明臧计伏成戴宋庞熊纪舒屈项祝董梁"
+    "杜阮蓝闵季贾路娄江童颜郭梅盛林钟徐邱骆高夏蔡田樊胡凌霍虞万柯管卢莫房裘缪解应宗丁宣邓郁单杭洪包诸左石崔吉龚程嵇邢裴陆"
+    "荣翁荀羊惠甄曲封储靳段富焦巴弓牧隗侯班仰秋仲伊宫宁仇栾甘厉戎祖武符刘景詹束龙叶司黎薄印白怀蒲邰从鄂索籍赖卓蔺屠蒙乔"
+    "阴胥苍闻党翟谭贡姬申扶堵冉宰雍桑桂濮牛寿通边扈燕冀浦尚农温别庄晏柴瞿阎充慕连茹习宦艾鱼容向古易慎戈廖庾终暨居衡步都耿"
+    "满弘匡国文寇广禄阙东欧沃利蔚越夔隆师巩聂晁勾敖融冷辛阚那简饶空曾沙养鞠须丰巢关蒯相查荆红游竺权盖益桓公"
+)
+_SOUNDS = frozenset(  # what foreign names are written with
+    "阿埃艾安昂奥巴柏拜班邦保鲍贝本比彼宾波伯博布策查茨达戴丹当道得德登邓迪蒂丁顿多恩尔法凡菲费芬弗夫福富盖甘冈高戈哥格葛根古瓜哈海"
+    "汉豪赫亨洪胡华霍基吉加贾杰金卡凯坎康考柯科可克肯库夸昆拉莱赖兰朗劳勒雷里理利莉丽琳林隆卢鲁伦罗洛马玛迈麦曼芒梅门蒙米密"
+    "明默姆穆拿那纳娜南内嫩尼涅宁纽努诺欧帕潘庞佩彭皮平珀普奇恰切琼丘让热仁日茹儒瑞若撒萨塞赛桑瑟森莎山尚舍申圣施什史"
+    "斯丝松苏索塔泰坦汤唐陶特滕提廷图托脱瓦万旺威韦维魏温文翁沃乌伍武西希席夏显肖谢辛欣休许逊雅亚延扬耶叶伊因英尤于约扎泽詹"
+    "珍芝朱卓兹佐妮伽茜露薇朵"
+)
+_KINDS = (
+    "大学|学院|公司|集团|银行|委员会|协会|署|局|厅|队|岛|山|河|湖|省|市|县|区|郡|州|国|海|洋|寺|庙|宗|帝|王|族|党|报|社|节|湾|港|书|"
+    "奖|杯|语|教|派|星|号"
+)
 
 
-def unknown_runs(sentence: str, held_pairs: set[str]) -> list[str]:
-    """Stretches of Chinese characters of which no pair is in `held_pairs`, folded."""
+def unknown_names(sentence: str, held: str) -> list[str]:
+    """Stretches of Chinese characters in `sentence` that look like names and of which `held` has no pair.
+
+    Both are folded. There are no capitals to go by: a surname before one or two characters that make no common word, the
+    characters that foreign names are written with, or uncommon characters before what kind of thing is named.
+    """
+    pairs = set(map("".join, pairwise(held)))
+    return [
+        run
+        for run, behind in unknown_runs(sentence, pairs)
+        if len(run) > 1 and (_is_person(run) or _is_foreign(run) or _is_kind(run, behind))
+    ]
+
+
+def _is_person(run: str) -> bool:
+    return (run[0] in _SURNAMES and len(run) in (2, 3) and rarity(run) == 1) or bool(_DOUBLE.search(run))
+
+
+_DOUBLE = re.compile(
+    "(?:欧阳|司马|诸葛|上官|夏侯|皇甫|尉迟|公孙|慕容|司徒|令狐|宇文|长孙|独孤|完颜|织田|德川|丰臣|高桥|佐藤|铃木|田中)."
+)
+
+
+def _is_foreign(run: str) -> bool:
+    return sum(character in _SOUNDS for character in run) >= 0.8 * len(run) and rarity(run) > 0.6
+
+
+def _is_kind(run: str, behind: str) -> bool:
+    named = re.fullmatch(f"(.*?)(?:{_KINDS})", run) or re.match(f"()(?:{_KINDS})", behind)
+    return bool(named) and rarity(run) >= 0.5
+
+
+def unknown_runs(sentence: str, held_pairs: set[str]) -> list[tuple[str, str]]:
+    """Stretches of Chinese characters of which no pair is in `held_pairs`, and the characters behind each, folded."""
     runs = []
     for match in _HAN_RUN.finditer(fold(sentence)):
         run = match[0]
-        covered = [False] * len(run)
+        known = ["1" if _FUNCTION.match(character) else "0" for character in run]
         for at, pair in enumerate(map("".join, pairwise(run))):
             if pair in held_pairs:
-                covered[at] = covered[at + 1] = True
-        runs += re.findall("0+", "".join("1" if mark else "0" for mark in covered)) and [
-            run[found.start() : found.end()]
-            for found in re.finditer("0+", "".join("1" if mark else "0" for mark in covered))
-        ]
+                known[at] = known[at + 1] = "1"
+        runs += [(run[each.start() : each.end()], run[each.end() :]) for each in re.finditer("0+", "".join(known))]
     return runs
 
 
 def rarity(run: str) -> float:
     """How much of a run of Chinese characters no common words make up: 1 for most names, 0 for plain words."""
     pairs = list(map("".join, pairwise(run)))
-    if not pairs:
-        return 0.0
-    return sum(pair not in lexicon().pairs for pair in pairs) / len(pairs)
+    return sum(pair not in lexicon().pairs for pair in pairs) / len(pairs) if pairs else 0.0

@@ -109,11 +109,11 @@ def numbers(text: str) -> list[Number]:
             found[-1] = Number(before.value * scale, before.text, before.unit, before.about), place, True
         if _REPUBLIC.search(folded[: match.start()]):
             value += 1911
-        unit = "month" if match["month"] else _unit(folded, match, end)
+        unit, after = ("month", end) if match["month"] else _unit(folded, match, end)
         about = bool(_ABOUT.search(folded[max(0, match.start() - 9) : match.start()])) or bool(
             _ABOUT.match(folded[end : end + 4].lstrip())
         )
-        found.append((Number(value * scale, folded[match.start() : end].strip(), unit, about), end, scale != 1))
+        found.append((Number(value * scale, folded[match.start() : end].strip(), unit, about), after, scale != 1))
     return [number for number, *_ in found if number.text not in ("one", "一")]
 
 
@@ -166,11 +166,12 @@ def _scaled(text: str, match: re.Match) -> tuple[int, float]:
     return scale.end(), product
 
 
-def _unit(text: str, match: re.Match, end: int) -> str | None:
+def _unit(text: str, match: re.Match, end: int) -> tuple[str | None, int]:
+    """The unit behind a number, and where it ends."""
     if re.search(r"百分之\s*$", text[: match.start()]):
-        return "%"
+        return "%", end
     found = _UNIT.match(text, end)
-    return _UNITS[found["unit"]] if found else None
+    return (_UNITS[found["unit"]], found.end()) if found else (None, end)
 
 
 def lacking(said: list[Number], held: list[Number]) -> list[Number]:

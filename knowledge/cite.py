@@ -130,6 +130,9 @@ FEATURES = (
     "near_order",
     "numbers_held",
     "han_name",
+    "denies_more",
+    "denies_less",
+    "added_some",
 )
 
 
@@ -179,4 +182,7 @@ def features(sentence: str, passage: Source, telling: Mapping[str, float], nearn
         order * max((min(len(run), 4) / 4 for run in runs), default=0.0) if passage.chinese else order * (1 - covered),
         float(bool(said) and not absent),
         min(len(persons), 2),
+        order * max(0, min(1, len(claims.negations(sentence)) - len(claims.negations(text)))),
+        order * max(0, min(1, len(claims.negations(text)) - len(claims.negations(sentence)))) * covered,
+        float(polarity.added > 0.3),
     ]

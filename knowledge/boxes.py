@@ -1,0 +1,222 @@
+"""Where a passage stands on the page of its PDF, and pictures of pages.
+
+A passage's text was folded, unwrapped and put together from a page's lines, which say where each of their characters
+stands. Both are compared by their letters and digits alone, so that spaces, line ends and hyphens don't matter.
+"""
+
+import ctypes
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from knowledge.formats import ocr, pdf
+from knowledge.formats.layout import Line
+from knowledge.formats.text import count_wide
+from knowledge.pages import DocumentError
+from knowledge.terms import fold
+
+_CHARACTER = re.compile("[\ud800-\udbff][\udc00-\udfff]|.", re.DOTALL)
+_SEED = 8  # letters: a stretch of a passage that is as long is looked for
+_WHOLE = 1_000_000  # the page's sides for PDFium, which gives whole numbers
+_LINE_SHARE = 0.4  # of the smaller of two characters, which both share where they stand on one line
+_LINE_GAP = 2.5  # characters between two words of a line at most
+
+
+class Box(NamedTuple):
+    """A rectangle in fractions of the page as it is shown, 0 to 1, from its upper left corner."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+def boxes(data: bytes | str | os.PathLike, page: int, text: str, password: str | None = None) -> list[Box]:
+    """The boxes, one for each line or part of one, of what `text` and the page (from 1) have in common.
+
+    data: the PDF or its path. A heading of another page, or what stands on the next one, has none here. Pages that are
+    pictures are recognised anew, which takes seconds. Raises DocumentError.
+    """
+    name = "The document" if isinstance(data, bytes) else Path(data).name
+    with pdf.opened(_content(data), name, password) as document:
+        index = _index(document, page, name)
+        lines, picture = pdf.page_lines(document, index, name)
+        if picture:
+            sheet = _recognised(document, index)
+        else:
+            with pdf.PDFIUM:
+                sheet = _printed(document, index, lines)
+    found = _joined(_found(sheet.characters, text))
+    return [
+        Box(box.x0 / sheet.width, box.y0 / sheet.height, box.x1 / sheet.width, box.y1 / sheet.height) for box in found
+    ]
+
+
+def draw(data: bytes | str | os.PathLike, page: int, scale: float = 2.0, password: str | None = None) -> bytes:
+    """The page (from 1) as PNG, `scale` dots a point; less for a page that is very large. Raises DocumentError."""
+    name = "The document" if isinstance(data, bytes) else Path(data).name
+    with pdf.opened(_content(data), name, password) as document:
+        index = _index(document, page, name)
+        with pdf.PDFIUM:
+            sheet = document[index]
+            image = sheet.render(scale=pdf.bounded(sheet, scale)).to_pil()
+            sheet.close()
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _content(data: bytes | str | os.PathLike) -> bytes:
+    return data if isinstance(data, bytes) else Path(data).read_bytes()
+
+
+def _index(document, page: int, name: str) -> int:
+    if not 1 <= page <= len(document):
+        raise DocumentError(name, f"has no page {page}; its pages are 1 to {len(document)}")
+    return page - 1
+
+
+class _Character(NamedTuple):
+    text: str  # folded: a ligature is two letters
+    box: Box  # in points
+
+
+class _Sheet(NamedTuple):
+    """A page as it is shown: its size in points, and its letters and digits in reading order."""
+
+    width: float
+    height: float
+    characters: list[_Character]
+
+
+def _printed(document, index: int, lines: Iterable[Line]) -> _Sheet:
+    page = document[index]
+    width, height = page.get_size()
+    text_page = page.get_textpage()
+    found = []
+    for line in lines:
+        for at, character in _whole_characters(line.text):
+            if (folded := _letters(character)) and (box := _box(page, text_page, line.start + at)):
+                found.append(_Character(folded, box))
+    text_page.close()
+    page.close()
+    return _Sheet(width, height, found)
+
+
+def _whole_characters(text: str) -> Iterator[tuple[int, str]]:
+    """Where each character is, and it: PDFium gives those beyond the basic plane, such as 𝑥, in two halves."""
+    for match in _CHARACTER.finditer(text):
+        yield match.start(), match[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _box(page, text_page, at: int) -> Box | None:
+    """Of a character on the page as it is shown: turned, cropped, and from the top."""
+    import pypdfium2
+
+    try:
+        left, bottom, right, top = text_page.get_charbox(at)
+    except pypdfium2.PdfiumError:
+        return None
+    width, height = page.get_size()
+    (x0, y0), (x1, y1) = (_shown(page, *corner) for corner in ((left, bottom), (right, top)))
+    return Box(min(x0, x1) * width, min(y0, y1) * height, max(x0, x1) * width, max(y0, y1) * height)
+
+
+def _shown(page, x: float, y: float) -> tuple[float, float]:
+    import pypdfium2.raw as pdfium
+
+    shown_x, shown_y = ctypes.c_int(), ctypes.c_int()
+    pdfium.FPDF_PageToDevice(page, 0, 0, _WHOLE, _WHOLE, 0, x, y, shown_x, shown_y)
+    return shown_x.value / _WHOLE, shown_y.value / _WHOLE
+
+
+def _recognised(document, index: int) -> _Sheet:
+    """What is recognised in a page's picture; the width of each stretch is shared out among its characters."""
+    recognise = ocr.recogniser()
+    if recognise is None:
+        return _Sheet(1, 1, [])
+    image, scale = pdf.picture_of(document, index)
+    height, width = image.shape[0] / scale, image.shape[1] / scale
+    found = []
+    for line in recognise(image, scale):
+        for part in line.parts or (line,):
+            step = (part.right - part.left) / max(_columns(part.text), 1)
+            left = part.left
+            for character in part.text:
+                right = left + step * _columns(character)
+                if folded := _letters(character):
+                    found.append(_Character(folded, Box(left, height - part.top, right, height - part.bottom)))
+                left = right
+    return _Sheet(width, height, found)
+
+
+def _columns(text: str) -> int:
+    return len(text) + count_wide(text)
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of `text`, folded."""
+    return "".join(filter(str.isalnum, fold(text)))
+
+
+def _found(characters: Sequence[_Character], text: str) -> Iterator[list[Box]]:
+    """The characters' boxes of each stretch of `text` that a page has, the longest first at each place."""
+    flat = "".join(character.text for character in characters)
+    owner = [number for number, character in enumerate(characters) for _ in character.text]
+    wanted = _letters(text)
+    seed = min(_SEED, len(wanted))
+    at, behind = 0, 0
+    while seed and at + seed <= len(wanted):
+        places = _places(flat, wanted[at : at + seed])
+        # Of several places the one that goes on longest, then the next one in reading order.
+        ranked = [(_shared(wanted, at, flat, place), place >= behind, -place) for place in places]
+        length, _, place = max(ranked, default=(0, False, 0))
+        if length:
+            yield [characters[number].box for number in dict.fromkeys(owner[-place : length - place])]
+            behind = length - place
+        at += length or 1
+
+
+def _places(flat: str, seed: str) -> Iterator[int]:
+    place = flat.find(seed)
+    while place >= 0:
+        yield place
+        place = flat.find(seed, place + 1)
+
+
+def _shared(wanted: str, at: int, flat: str, place: int) -> int:
+    """How many characters are the same, from `at` and from `place` on."""
+    length = 0
+    for one, other in zip(wanted[at:], flat[place:], strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _joined(runs: Iterable[list[Box]]) -> Iterator[Box]:
+    """Boxes of characters as boxes of lines, or of columns where it is written downwards."""
+    for run in runs:
+        line = last = run[0]
+        for box in run[1:]:
+            if _beside(last, box):
+                line = Box(min(line.x0, box.x0), min(line.y0, box.y0), max(line.x1, box.x1), max(line.y1, box.y1))
+            else:
+                yield line
+                line = box
+            last = box
+        yield line
+
+
+def _beside(before: Box, box: Box) -> bool:
+    """Whether two characters that follow each other share a line, or a column."""
+    sizes = [box.x1 - box.x0, box.y1 - box.y0, before.x1 - before.x0, before.y1 - before.y0]
+    across = min(before.x1, box.x1) - max(before.x0, box.x0)
+    down = min(before.y1, box.y1) - max(before.y0, box.y0)
+    close = -_LINE_GAP * max(sizes)
+    return (down > _LINE_SHARE * min(sizes[1], sizes[3]) and across > close) or (
+        across > _LINE_SHARE * min(sizes[0], sizes[2]) and close / 2 < down <= 0 and sizes[1] > 0
+    )

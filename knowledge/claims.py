@@ -17,13 +17,15 @@ _HAN_RUN = re.compile("[\u3400-\u9fff]+")
 _TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_]+(?=n['’]t\b)|[^\W_]+")
 _CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
-# Words with a negative character that deny nothing, and those that only bound: taken out before negations are looked for.
+# Words with a negative character that deny nothing: taken out before negations are looked for.
 _HARMLESS = re.compile(
     "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|无数|无线|非常|非洲|未来|没收|没落|"
     "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|不等|不时|不错|"
     r"\bnot only\b|\bno longer than\b|\bno matter\b|\bnorth\b|\bnotable\b"
 )
-_NEGATORS = re.compile(r"^(?:不|没|未|无|非|勿|莫|否|别|not|no|never|none|nobody|nothing|neither|nor|without|cannot|n['’]t)$")
+_NEGATORS = re.compile(
+    r"^(?:不|没|未|无|非|勿|莫|否|别|not|no|never|none|nobody|nothing|neither|nor|without|cannot|n['’]t)$"
+)
 # What may stand for a negation, or be said with one: its lack or presence proves nothing.
 _SOFT = re.compile(
     "缺|拒绝|禁止|避免|防止|失败|免|除|停止|至少|至多|最多|最长|最高|最低|只|仅|罕|独|"
@@ -32,6 +34,7 @@ _SOFT = re.compile(
 )
 # How far a negation surely reaches, and how far it may, in Chinese characters and in English words.
 _NEAR, _FAR = (6, 5), (9, 7)
+_CHANCE = 0.25  # of the terms that both have: as many may be turned round by where a reach ends
 _EMPTY = frozenset(
     "a an the of in on at to for from by with and or as that this it its is are was were be been being has have had "
     "having do does did can could will would should any all than then there which who".split()
@@ -102,15 +105,12 @@ def denied(text: str, han: int, words: int) -> dict[str, set[bool]]:
 
 @dataclass(frozen=True)
 class Polarity:
-    """How far a sentence and what it is held against disagree: shares of what they have in common, 0 to 1.
-
-    added: of what the sentence denies, the part that the passage affirms. removed: of what the passage denies, the part
-    that the sentence affirms; opposite: pairs of words by which one turns the other round.
-    """
+    """How surely a sentence denies what a passage affirms (`added`), and affirms what that denies (`removed`), 0 to 1;
+    and the words by which it turns the other round."""
 
     added: float
     removed: float
-    opposite: tuple[str, ...]
+    opposite: tuple[str, ...] = ()
 
 
 def polarity(sentence: str, passage: str) -> Polarity:
@@ -121,10 +121,11 @@ def polarity(sentence: str, passage: str) -> Polarity:
 
 
 def _turned(denying: Mapping[str, set[bool]], other: Mapping[str, set[bool]]) -> tuple[float, int]:
-    """Of the terms that are only denied in one text and are in the other too, the share that is only affirmed there,
-    and how many they are."""
+    """How surely terms that are only denied in one text are only affirmed in the other, 0 to 1: two suffice. And how
+    many denied ones it has at all."""
     shared = [term for term, marks in denying.items() if marks == {True} and term in other]
-    return sum(True not in other[term] for term in shared) / max(len(shared), 2), len(shared)
+    turned = sum(True not in other[term] for term in shared)
+    return min(turned / 2, 1) if turned > _CHANCE * len(shared) else 0.0, len(shared)
 
 
 def opposites(sentence: str, passage: str) -> Iterable[str]:
@@ -228,14 +229,16 @@ def _places(text: str) -> set[str]:
     }
 
 
-_FUNCTION = re.compile("[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]")
+_FUNCTION = re.compile(
+    "[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]"
+)
 _SURNAMES = frozenset(
-    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤花方俞任袁柳"
-    "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬安常乐于傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝明臧计伏成戴宋庞熊纪舒屈项祝董梁"
-    "杜阮蓝闵季贾路娄江童颜郭梅盛林钟徐邱骆高夏蔡田樊胡凌霍虞万柯管卢莫房裘缪解应宗丁宣邓郁单杭洪包诸左石崔吉龚程嵇邢裴陆"
-    "荣翁荀羊惠甄曲封储靳段富焦巴弓牧隗侯班仰秋仲伊宫宁仇栾甘厉戎祖武符刘景詹束龙叶司黎薄印白怀蒲邰从鄂索籍赖卓蔺屠蒙乔"
-    "阴胥苍闻党翟谭贡姬申扶堵冉宰雍桑桂濮牛寿通边扈燕冀浦尚农温别庄晏柴瞿阎充慕连茹习宦艾鱼容向古易慎戈廖庾终暨居衡步都耿"
-    "满弘匡国文寇广禄阙东欧沃利蔚越夔隆师巩聂晁勾敖融冷辛阚那简饶空曾沙养鞠须丰巢关蒯相查荆红游竺权盖益桓公"
+    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤方俞任袁柳"
+    "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬乐傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝臧戴宋庞熊纪舒屈项祝董梁"
+    "杜阮蓝闵季贾路娄江童颜郭梅盛林钟徐邱骆高夏蔡田樊胡凌霍虞柯卢莫房裘缪丁宣邓郁单杭洪包诸左石崔吉龚程嵇邢裴陆"
+    "荣翁荀羊惠甄曲储靳焦弓牧隗侯仰秋仲伊宫栾甘厉戎祖武符刘景詹束龙叶司黎薄怀蒲邰鄂索籍赖卓蔺屠蒙乔"
+    "阴胥苍闻党翟谭贡姬申扶堵冉宰雍桑桂濮牛寿扈燕冀浦尚农庄晏柴瞿阎慕茹习宦艾鱼容慎戈廖庾暨居衡耿"
+    "匡寇禄阙东欧沃蔚夔隆师巩聂晁勾敖融冷辛阚饶曾鞠巢关蒯查荆竺盖桓"
 )
 _SOUNDS = frozenset(  # what foreign names are written with
     "阿埃艾安昂奥巴柏拜班邦保鲍贝本比彼宾波伯博布策查茨达戴丹当道得德登邓迪蒂丁顿多恩尔法凡菲费芬弗夫福富盖甘冈高戈哥格葛根古瓜哈海"
@@ -244,17 +247,14 @@ _SOUNDS = frozenset(  # what foreign names are written with
     "斯丝松苏索塔泰坦汤唐陶特滕提廷图托脱瓦万旺威韦维魏温文翁沃乌伍武西希席夏显肖谢辛欣休许逊雅亚延扬耶叶伊因英尤于约扎泽詹"
     "珍芝朱卓兹佐妮伽茜露薇朵"
 )
-_KINDS = (
-    "大学|学院|公司|集团|银行|委员会|协会|署|局|厅|队|岛|山|河|湖|省|市|县|区|郡|州|国|海|洋|寺|庙|宗|帝|王|族|党|报|社|节|湾|港|书|"
-    "奖|杯|语|教|派|星|号"
-)
+_KINDS = "大学|学院|公司|集团|银行|委员会|协会|[署局厅队岛山河湖省市县区郡州国海洋寺庙宗帝党报社湾港奖杯]"
 
 
 def unknown_names(sentence: str, held: str) -> list[str]:
     """Stretches of Chinese characters in `sentence` that look like names and of which `held` has no pair.
 
-    Both are folded. There are no capitals to go by: a surname before one or two characters that make no common word, the
-    characters that foreign names are written with, or uncommon characters before what kind of thing is named.
+    There are no capitals to go by: a surname before one or two characters that make no common word, the characters that
+    foreign names are written with, or uncommon characters before what kind of thing is named. `held` is folded.
     """
     pairs = set(map("".join, pairwise(held)))
     return [
@@ -299,3 +299,36 @@ def rarity(run: str) -> float:
     """How much of a run of Chinese characters no common words make up: 1 for most names, 0 for plain words."""
     pairs = list(map("".join, pairwise(run)))
     return sum(pair not in lexicon().pairs for pair in pairs) / len(pairs) if pairs else 0.0
+
+
+# Chatter
+
+_POLITE = re.compile(
+    r"(?:(?:sure|certainly|of course|okay|ok|yes|no|great|hello|hi|thanks|thank you|you['’]re welcome)\b"
+    r"|好的|好|当然可以|当然|没问题|可以的|您好|你好|谢谢|不客气|是的)[\s,，.。!！~]*",
+    re.IGNORECASE,
+)
+_LEADS_IN = re.compile(
+    r"(?:here (?:is|are)|here['’]s|i hope|let me know|feel free|based on|according to)\b.{0,60}$"
+    r"|(?:希望|以下是|下面是|如有|如果您|如果你|请告诉我|请随时).{0,30}$",
+    re.IGNORECASE,
+)
+_CLAIMING = re.compile(r"(?:based on|according to|以下是|下面是).*[,，]", re.IGNORECASE)
+_UNSAID = re.compile(
+    r"\b(?:passages?|documents?|texts?|context|sources?) (?:do|does|did)(?: not|n['’]t)\b"
+    r"|\bi (?:do not|don['’]t) (?:know|have)\b"
+    r"|(?:段落|资料|文档|文中|文章|上文|材料|原文)(?:里|中|内)?[^。，]{0,6}(?:没有|未|并未)[^。，]{0,4}(?:提|说|给出|涉及|包含|回答)",
+    re.IGNORECASE,
+)
+
+
+def is_chatter(sentence: str) -> bool:
+    """Whether a sentence says nothing that a document could support: a greeting, a lead-in, a question, "the passages
+    do not say"."""
+    plain = sentence.strip("*_ \n")
+    rest = plain
+    while polite := _POLITE.match(rest):
+        rest = rest[polite.end() :]
+    if not any(map(str.isalnum, rest)) or plain.endswith(("?", "？", ":", "：")):
+        return True
+    return bool(_UNSAID.search(plain) or (_LEADS_IN.match(rest) and not _CLAIMING.match(rest)))

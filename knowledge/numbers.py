@@ -188,5 +188,3 @@ def _same(said: Number, held: Number) -> bool:
 
 
 _STRICT = frozenset(_UNITS.values()) - {"year", "age", "day", "people"}
-
-

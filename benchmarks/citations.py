@@ -96,9 +96,9 @@ def figures(
     hits = [found[number].gold in cited[number] for number in chosen if found[number].gold is not None]
     yield "precision", sum(hits) / max(sum(bool(cited[number]) for number in chosen), 1)
     yield "recall", sum(hits) / len(hits)
-    yield "changed ones refused", statistics.mean(mark for kind in CHANGED for mark in right[kind])
+    yield "changed ones refused", statistics.fmean(mark for kind in CHANGED for mark in right[kind])
     for kind, marks in right.items():
-        yield kind, statistics.mean(marks)
+        yield kind, statistics.fmean(marks)
 
 
 def most_shared(case: Case) -> int:

@@ -43,7 +43,6 @@ _USUAL_COVER, _USUAL_NEARNESS = 0.1, 0.4  # of another passage, where there is n
 _VERBATIM_COVER, _VERBATIM_ORDER = 0.8, 0.7  # from here on meaning says nothing new
 _CLOSE = 0.5  # in order: the opposite of a word stands where it stood
 _TOLD = 0.5  # of being sound, below which a problem is told
-_ALSO = 0.3  # of being about it, above which another passage may hold what the first one lacks
 _CLAUSE = re.compile(r"\S.*?(?:[。！？；，,;!?\n]+[”’」』）\"')\]]*|\.(?=\s|$)[\"')\]]*|$)", re.DOTALL)
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 _OWN_MARK = re.compile(r"\[\d{1,2}\]|【\d{1,2}】")
@@ -68,7 +67,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Citation:
-    """spans: best first; of a sentence that is not supported, what it comes nearest to, if it is about a passage.
+    """spans: of a sentence that is not supported, what it comes nearest to, if it is about a passage.
 
     chatter: it says nothing that could be supported.
     """
@@ -141,9 +140,6 @@ class Citer:
         best = max(matches, key=lambda match: match.topic)
         if best.likely >= best.threshold:
             return Citation((best.span,), supported=True)
-        other = _completing(best, matches)
-        if other is not None:
-            return Citation((best.span, other.span), supported=True)
         if best.topic < best.threshold:
             return Citation()
         return Citation((best.span,), problems=tuple(best.problems()))
@@ -189,23 +185,6 @@ class Citer:
     def _vectors(self) -> np.ndarray:
         """Of the passages, float32 [passages, dimension]."""
         return unit_rows(self._embeddings.embed_documents([source.text for source in self._sources]))
-
-
-def _completing(best: "Match", matches: Sequence["Match"]) -> "Match | None":
-    """Another passage that has all the numbers and names that the best one lacks."""
-    missing = best.absent_numbers, best.absent_names
-    if best.topic < best.threshold or not any(missing) or best.polarity.added or best.polarity.removed:
-        return None
-    for match in sorted(matches, key=lambda match: -match.topic):
-        named = not claims.lacking_latin(best.absent_names, match.source.terms)
-        if (
-            match is not best
-            and match.topic >= _ALSO
-            and named
-            and not lacking(best.absent_numbers, match.source.numbers)
-        ):
-            return match
-    return None
 
 
 @dataclass(frozen=True)

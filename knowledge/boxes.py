@@ -15,11 +15,11 @@ from typing import NamedTuple
 from knowledge.formats import ocr, pdf
 from knowledge.formats.layout import Line
 from knowledge.formats.text import count_wide
+from knowledge.letters import letters, stretches
 from knowledge.pages import DocumentError
-from knowledge.terms import fold
 
 _CHARACTER = re.compile("[\ud800-\udbff][\udc00-\udfff]|.", re.DOTALL)
-_SEED = 8  # letters: a stretch of a passage that is as long is looked for
+_INSET = 0.04  # of a line's height at each of its ends
 _WHOLE = 1_000_000  # the page's sides for PDFium, which gives whole numbers
 _LINE_SHARE = 0.4  # of the smaller of two characters, which both share where they stand on one line
 _LINE_GAP = 2.5  # characters between two words of a line at most
@@ -34,13 +34,15 @@ class Box(NamedTuple):
     y1: float
 
 
-def boxes(data: bytes | str | os.PathLike, page: int, text: str, password: str | None = None) -> list[Box]:
+def boxes(
+    data: bytes | str | os.PathLike, page: int, text: str, password: str | None = None, name: str = ""
+) -> list[Box]:
     """The boxes, one for each line or part of one, of what `text` and the page (from 1) have in common.
 
-    data: the PDF or its path. A heading of another page, or what stands on the next one, has none here. Pages that are
-    pictures are recognised anew, which takes seconds. Raises DocumentError.
+    data: the PDF or its path; name: what errors call it. A heading of another page, or what stands on the next one, has
+    no box here. Pages that are pictures are recognised anew, which takes seconds. Raises DocumentError.
     """
-    name = "The document" if isinstance(data, bytes) else Path(data).name
+    name = name or ("The document" if isinstance(data, bytes) else Path(data).name)
     with pdf.opened(_content(data), name, password) as document:
         index = _index(document, page, name)
         lines, picture = pdf.page_lines(document, index, name)
@@ -55,9 +57,11 @@ def boxes(data: bytes | str | os.PathLike, page: int, text: str, password: str |
     ]
 
 
-def draw(data: bytes | str | os.PathLike, page: int, scale: float = 2.0, password: str | None = None) -> bytes:
+def draw(
+    data: bytes | str | os.PathLike, page: int, scale: float = 2.0, password: str | None = None, name: str = ""
+) -> bytes:
     """The page (from 1) as PNG, `scale` dots a point; less for a page that is very large. Raises DocumentError."""
-    name = "The document" if isinstance(data, bytes) else Path(data).name
+    name = name or ("The document" if isinstance(data, bytes) else Path(data).name)
     with pdf.opened(_content(data), name, password) as document:
         index = _index(document, page, name)
         with pdf.PDFIUM:
@@ -99,7 +103,7 @@ def _printed(document, index: int, lines: Iterable[Line]) -> _Sheet:
     found = []
     for line in lines:
         for at, character in _whole_characters(line.text):
-            if (folded := _letters(character)) and (box := _box(page, text_page, line.start + at)):
+            if (folded := letters(character)) and (box := _box(page, text_page, line.start + at)):
                 found.append(_Character(folded, box))
     text_page.close()
     page.close()
@@ -147,7 +151,7 @@ def _recognised(document, index: int) -> _Sheet:
             left = part.left
             for character in part.text:
                 right = left + step * _columns(character)
-                if folded := _letters(character):
+                if folded := letters(character):
                     found.append(_Character(folded, Box(left, height - part.top, right, height - part.bottom)))
                 left = right
     return _Sheet(width, height, found)
@@ -157,44 +161,11 @@ def _columns(text: str) -> int:
     return len(text) + count_wide(text)
 
 
-def _letters(text: str) -> str:
-    """The letters and digits of `text`, folded."""
-    return "".join(filter(str.isalnum, fold(text)))
-
-
 def _found(characters: Sequence[_Character], text: str) -> Iterator[list[Box]]:
-    """The characters' boxes of each stretch of `text` that a page has, the longest first at each place."""
-    flat = "".join(character.text for character in characters)
+    """The characters' boxes of each stretch of `text` that a page has."""
     owner = [number for number, character in enumerate(characters) for _ in character.text]
-    wanted = _letters(text)
-    seed = min(_SEED, len(wanted))
-    at, behind = 0, 0
-    while seed and at + seed <= len(wanted):
-        places = _places(flat, wanted[at : at + seed])
-        # Of several places the one that goes on longest, then the next one in reading order.
-        ranked = [(_shared(wanted, at, flat, place), place >= behind, -place) for place in places]
-        length, _, place = max(ranked, default=(0, False, 0))
-        if length:
-            yield [characters[number].box for number in dict.fromkeys(owner[-place : length - place])]
-            behind = length - place
-        at += length or 1
-
-
-def _places(flat: str, seed: str) -> Iterator[int]:
-    place = flat.find(seed)
-    while place >= 0:
-        yield place
-        place = flat.find(seed, place + 1)
-
-
-def _shared(wanted: str, at: int, flat: str, place: int) -> int:
-    """How many characters are the same, from `at` and from `place` on."""
-    length = 0
-    for one, other in zip(wanted[at:], flat[place:], strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
+    for start, end in stretches("".join(character.text for character in characters), letters(text)):
+        yield [characters[number].box for number in dict.fromkeys(owner[start:end])]
 
 
 def _joined(runs: Iterable[list[Box]]) -> Iterator[Box]:
@@ -205,10 +176,16 @@ def _joined(runs: Iterable[list[Box]]) -> Iterator[Box]:
             if _beside(last, box):
                 line = Box(min(line.x0, box.x0), min(line.y0, box.y0), max(line.x1, box.x1), max(line.y1, box.y1))
             else:
-                yield line
+                yield _inset(line)
                 line = box
             last = box
-        yield line
+        yield _inset(line)
+
+
+def _inset(line: Box) -> Box:
+    """A box that touches no character before or behind it."""
+    by = min(_INSET * (line.y1 - line.y0), (line.x1 - line.x0) / 4)
+    return Box(line.x0 + by, line.y0, line.x1 - by, line.y1)
 
 
 def _beside(before: Box, box: Box) -> bool:

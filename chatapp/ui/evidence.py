@@ -73,7 +73,7 @@ def doubt(cited: Cited, language: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of a reply's evidence: the citation at this place, and another page than its own if one is named."""
+    """What is shown of a reply's evidence: the citation at this place, and its page or another one."""
 
     message: int
     cited: int

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,11 +170,12 @@ def _found(characters: Sequence[_Character], text: str) -> Iterator[list[Box]]:
 
 
 def _joined(runs: Iterable[list[Box]]) -> Iterator[Box]:
-    """Boxes of characters as boxes of lines, or of columns where it is written downwards."""
+    """Boxes of characters as boxes of lines, or of columns where they are written downwards."""
     for run in runs:
+        beside = _below if _is_downwards(run) else _beside
         line = last = run[0]
         for box in run[1:]:
-            if _beside(last, box):
+            if beside(last, box):
                 line = Box(min(line.x0, box.x0), min(line.y0, box.y0), max(line.x1, box.x1), max(line.y1, box.y1))
             else:
                 yield _inset(line)
@@ -182,18 +184,31 @@ def _joined(runs: Iterable[list[Box]]) -> Iterator[Box]:
         yield _inset(line)
 
 
-def _inset(line: Box) -> Box:
-    """A box that touches no character before or behind it."""
-    by = min(_INSET * (line.y1 - line.y0), (line.x1 - line.x0) / 4)
-    return Box(line.x0 + by, line.y0, line.x1 - by, line.y1)
+def _is_downwards(run: Sequence[Box]) -> bool:
+    """Whether most characters stand below or above the one before, not beside it."""
+    steps = [
+        (abs(box.x0 + box.x1 - one.x0 - one.x1), abs(box.y0 + box.y1 - one.y0 - one.y1)) for one, box in pairwise(run)
+    ]
+    return sum(down > across for across, down in steps) > len(steps) / 2
 
 
 def _beside(before: Box, box: Box) -> bool:
-    """Whether two characters that follow each other share a line, or a column."""
-    sizes = [box.x1 - box.x0, box.y1 - box.y0, before.x1 - before.x0, before.y1 - before.y0]
-    across = min(before.x1, box.x1) - max(before.x0, box.x0)
-    down = min(before.y1, box.y1) - max(before.y0, box.y0)
-    close = -_LINE_GAP * max(sizes)
-    return (down > _LINE_SHARE * min(sizes[1], sizes[3]) and across > close) or (
-        across > _LINE_SHARE * min(sizes[0], sizes[2]) and close / 2 < down <= 0 and sizes[1] > 0
-    )
+    """Whether a character shares a line with the one before it."""
+    shared = min(before.y1, box.y1) - max(before.y0, box.y0)
+    lower = min(before.y1 - before.y0, box.y1 - box.y0)
+    gap = max(before.x0, box.x0) - min(before.x1, box.x1)
+    return shared > _LINE_SHARE * lower and gap < _LINE_GAP * max(before.y1 - before.y0, box.y1 - box.y0)
+
+
+def _below(before: Box, box: Box) -> bool:
+    """`_beside`, of writing that goes downwards."""
+    return _beside(*(Box(one.y0, one.x0, one.y1, one.x1) for one in (before, box)))
+
+
+def _inset(line: Box) -> Box:
+    """A box that touches no character before or behind it."""
+    across, down = line.x1 - line.x0, line.y1 - line.y0
+    by = _INSET * min(across, down)
+    if across > down:
+        return Box(line.x0 + by, line.y0, line.x1 - by, line.y1)
+    return Box(line.x0, line.y0 + by, line.x1, line.y1 - by)

@@ -43,7 +43,11 @@ _USUAL_COVER, _USUAL_NEARNESS = 0.1, 0.4  # of another passage, where there is n
 _VERBATIM_COVER, _VERBATIM_ORDER = 0.8, 0.7  # from here on meaning says nothing new
 _CLOSE = 0.5  # in order: the opposite of a word stands where it stood
 _TOLD = 0.5  # of being sound, below which a problem is told
-_CLAUSE = re.compile(r"\S.*?(?:[。！？；，,;!?\n]+[”’」』）\"')\]]*|\.(?=\s|$)[\"')\]]*|$)", re.DOTALL)
+# A line's end is none of a clause where the next line goes on with it.
+_CLAUSE = re.compile(
+    r"\S.*?(?:(?:[。！？；，,;!?]|\n(?! *[a-z(]))+[”’」』）\"')\]]*|\.(?=\s|$)[\"')\]]*|$)",
+    re.DOTALL,
+)
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 _OWN_MARK = re.compile(r"\[\d{1,2}\]|【\d{1,2}】")
 
@@ -149,13 +153,14 @@ class Citer:
         chinese = is_chinese(sentence)
         telling = _telling(sentence, self._sources)
         found = [Match(number, source, sentence, chinese, telling) for number, source in enumerate(self._sources, 1)]
-        self._compare(sentence, chinese, found)
+        if found:
+            self._compare(sentence, chinese, found)
         return found
 
     def _compare(self, sentence: str, chinese: bool, found: Sequence["Match"]) -> None:
         """Fill in nearness, and what each match has ahead of the next."""
-        first = max(found, key=lambda match: match.covered, default=None)
-        verbatim = first and first.covered >= _VERBATIM_COVER and first.in_order >= _VERBATIM_ORDER
+        first = max(found, key=lambda match: match.covered)
+        verbatim = first.covered >= _VERBATIM_COVER and first.in_order >= _VERBATIM_ORDER
         if self._embeddings is None or verbatim:
             nearness = [_USUAL_NEARNESS + match.covered for match in found]
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from knowledge import letters
 from knowledge.pages import Page
 
-_AROUND = 600  # characters before and behind a passage
+_AROUND = 1_000  # characters before and behind a passage
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Texts compared by their letters and digits alone: what was folded, unwrapped or put together is found again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from knowledge.terms import fold
 
+_LITTLE = 20  # letters: what a passage leaves out, such as a footnote's number or a mark of Markdown
 _SEED = 8  # letters: a stretch of a passage that is as long is looked for
 
 
@@ -28,12 +29,27 @@ def stretches(held: str, wanted: str) -> Iterator[tuple[int, int]]:
 
 
 def extent(text: str, passage: str) -> tuple[int, int] | None:
-    """From where to where `passage` stands in `text`, from its first stretch to its last one; None if nothing does."""
-    owners = [place for place, character in enumerate(text) for _ in letters(character)]
-    found = list(stretches(letters(text), letters(passage)))
-    if not found or len(owners) < max(end for _, end in found):
+    """From where to where most of `passage` stands in `text`; None if nothing of it does."""
+    owned = [(place, letter) for place, character in enumerate(text) for letter in letters(character)]
+    found = list(_together(stretches("".join(letter for _, letter in owned), letters(passage))))
+    if not found:
         return None
-    return owners[min(start for start, _ in found)], owners[max(end for _, end in found) - 1] + 1
+    start, end = max(found, key=lambda place: place[1] - place[0])
+    return owned[start][0], owned[end - 1][0] + 1
+
+
+def _together(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Stretches with only a little between them as one."""
+    first, last = -1, -1
+    for start, end in found:
+        if first >= 0 and 0 <= start - last <= _LITTLE:
+            last = end
+        else:
+            if first >= 0:
+                yield first, last
+            first, last = start, end
+    if first >= 0:
+        yield first, last
 
 
 def _places(held: str, seed: str) -> Iterator[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _CLOSING = "”’」』）》\"')\\]*_"
 # A full stop ends nothing after a number of a list, an initial or an abbreviation.
 _END = re.compile(
-    rf"[。！？]+[{_CLOSING}]*|[!?]+[{_CLOSING}]*(?=\s)"
+    rf"[。！？]+[{_CLOSING}]*(?=[^{_CLOSING}])|[!?]+[{_CLOSING}]*(?=\s)"
     r"|(?<![\s.][A-Z])(?<!^[A-Z])(?<!\b(?:Mr|Ms|Dr|St|No|vs|cf))(?<!\b(?:Mrs|e\.g|i\.e|etc))"
     rf"\.+[{_CLOSING}]*(?=\s)"
 )

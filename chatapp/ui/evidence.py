@@ -23,6 +23,7 @@ from ..store import StoredMessage
 from ..texts import say
 from .escaping import escape
 
+AROUND = 120  #: characters before and behind a quote
 PICTURE_SCALE = 2.0  #: dots a point: sharp when it is shown twice as large
 #: Markdown that goes over the end of a sentence; what would tear it apart is marked at its end only.
 PAIRED = re.compile(r"\*\*|__|`|\*|\$|\[|\]|<|>")
@@ -129,7 +130,7 @@ def _body(shown: _Shown, view: View, span: Span, source: Mapping[str, Any], lang
         raise LookupError(shown.document)
     original = f"{shown.address}/original"
     if document.suffix != ".pdf" or source["page"] is None:
-        return _context(shown, source, original, language)
+        return _context(shown, source, source["text"][span.start : span.end], original, language)
     page = min(max(view.page or source["page"], 1), document.pages or 1)
     own = page == source["page"]
     text = source["text"]
@@ -171,8 +172,8 @@ def _rectangle(box: Box, kind: str) -> str:
     )
 
 
-def _context(shown: _Shown, source: Mapping[str, Any], original: str, language: str) -> str:
-    found = context(shown.base.pages(shown.document), source["page"], source["text"])
+def _context(shown: _Shown, source: Mapping[str, Any], exact: str, original: str, language: str) -> str:
+    found = context(shown.base.pages(shown.document), source["page"], exact)
     tools = f'<div class="bar"><a href="{original}">{say(language, "download_original")}</a></div>'
     if found is None:
         return tools
@@ -189,9 +190,13 @@ def _where(found: Context, language: str) -> str:
 
 
 def _quote(span: Span, source: Mapping[str, Any]) -> str:
+    """The words that a sentence draws on, and some around them."""
     text = source["text"]
-    before, exact, after = text[: span.start], text[span.start : span.end], text[span.end :]
-    return f"<blockquote>{escape(before)}<mark>{escape(exact)}</mark>{escape(after)}</blockquote>"
+    start, end = max(0, span.start - AROUND), span.end + AROUND
+    before = ("…" if start else "") + text[start : span.start]
+    after = text[span.end : end] + ("…" if end < len(text) else "")
+    before, exact, after = (escape(part.replace("\n", " ")) for part in (before, text[span.start : span.end], after))
+    return f"<blockquote>{before}<mark>{exact}</mark>{after}</blockquote>"
 
 
 def _link(do: str, *numbers: int) -> str:

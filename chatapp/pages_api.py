@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from knowledge import DocumentError, KnowledgeBase, PasswordError
-from knowledge.context import Context, context
+from knowledge.context import Context
 
 from .api import refused
 from .library import Library
@@ -65,7 +65,7 @@ def add_page_routes(app: FastAPI, library: Library) -> None:
 
     @routes.post("/{base:path}/{document}/context")
     def surroundings(base: str, document: str, body: Where, page: int | None = None) -> Context | None:
-        return context(found(library, base, document).pages(document), page, body.text)
+        return found(library, base, document).context(document, page, body.text)
 
     app.include_router(routes)
     for failure, status in REFUSALS.items():

@@ -11,45 +11,30 @@ _AROUND = 1_000  # characters before and behind a passage
 
 @dataclass(frozen=True)
 class Context:
-    """page, label: of the page, slide or sheet. headings: over the passage, from the highest. row: in which it begins,
-    of a sheet, counted from 1. before, passage, after: the text."""
+    """page, label: of the page, slide or sheet. row: in which it begins, of a sheet, counted from 1. before, passage,
+    after: the text. headings: over the passage, from the highest."""
 
     page: int | None
     label: str | None
-    headings: tuple[str, ...]
     row: int
     before: str
     passage: str
     after: str
+    headings: tuple[str, ...] = ()
 
 
 def context(pages: Sequence[Page], number: int | None, text: str) -> Context | None:
     """`text` on the page with this number, or on any where the file has no numbers; None if it is not there."""
     for page in pages:
-        if number is not None and page.number != number:
-            continue
-        place = letters.extent(page.text, text)
+        place = letters.extent(page.text, text) if number in (None, page.number) else None
         if place is not None:
             start, end = place
             return Context(
                 page.number,
                 page.label,
-                _headings(page, start),
                 page.text.count("\n", 0, start) + 1,
                 page.text[max(0, start - _AROUND) : start],
                 page.text[start:end],
                 page.text[end : end + _AROUND],
             )
     return None
-
-
-def _headings(page: Page, place: int) -> tuple[str, ...]:
-    path: list[tuple[int, str]] = []
-    passed = 0
-    for block in page.blocks:
-        if passed > place:
-            break
-        if block.level:
-            path = [*(heading for heading in path if heading[0] < block.level), (block.level, block.text)]
-        passed += len(str(block)) + 2  # the empty line between blocks
-    return tuple(heading for _, heading in path)

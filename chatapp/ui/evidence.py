@@ -15,7 +15,7 @@ from urllib.parse import quote
 from knowledge import DocumentError, KnowledgeBase, PasswordError
 from knowledge.boxes import Box
 from knowledge.cite import Cited, Span
-from knowledge.context import Context, context
+from knowledge.context import Context
 
 from ..citing import Evidence
 from ..library import Library
@@ -173,7 +173,7 @@ def _rectangle(box: Box, kind: str) -> str:
 
 
 def _context(shown: _Shown, source: Mapping[str, Any], exact: str, original: str, language: str) -> str:
-    found = context(shown.base.pages(shown.document), source["page"], exact)
+    found = shown.base.context(shown.document, source["page"], exact)
     tools = f'<div class="bar"><a href="{original}">{say(language, "download_original")}</a></div>'
     if found is None:
         return tools

@@ -77,26 +77,37 @@ class Tensor:
 
     @property
     def data(self) -> np.ndarray:
-        """Numbers in the tensor's shape, or bytes, a row for each of its rows: mapped while the array is there."""
-        mapped = np.memmap(self.path, np.uint8, "r", self.start, (self.n_bytes,))
+        """Numbers in the tensor's shape, or bytes, a row for each of its rows: mapped while the array is there.
+
+        PyTorch warns of arrays that can't be written to; what is written to this one never reaches the file.
+        """
+        mapped = np.memmap(self.path, np.uint8, "c", self.start, (self.n_bytes,))
         if self.tensor_type in NUMBER_TYPES:
             return mapped.view(NUMBER_TYPES[self.tensor_type]).reshape(self.shape)
         return mapped.reshape(*self.shape[:-1], -1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Texts:
-    """Where a list of texts lies. A vocabulary is needed once, for the tokenizer, and takes megabytes."""
+    """Where a list of texts lies. A vocabulary is needed once, for the tokenizer, and takes megabytes.
+
+    `read_already` are the texts as the header was checked; they go when they are first asked for, all of them.
+    """
 
     path: Path
     start: int
     count: int
+    read_already: list[str] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, first: int | None = None) -> list[str]:
         """All texts, or so many of the first."""
+        if self.read_already is not None:
+            texts = self.read_already[:first]
+            self.read_already = self.read_already if first is not None else None
+            return texts
         with _mapped(self.path) as mapped:
             return _Cursor(mapped, self.start).texts("a piece", self.count if first is None else first)
 
@@ -166,8 +177,7 @@ class _Cursor:
         if kind != STRING:
             return key, self.numbers(key, kind, count)
         start = self.at
-        self.texts(key, count)  # a file that is damaged says so at once
-        return key, Texts(path, start, count)
+        return key, Texts(path, start, count, self.texts(key, count))  # a file that is damaged says so at once
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name, (dimensions,) = self.text("a tensor's name"), self.unpack("<I")
@@ -193,19 +203,23 @@ class _Cursor:
 
     def texts(self, what: str, count: int) -> list[str]:
         """As many texts as there are: a vocabulary has 100,000, so that each must cost little."""
-        found = []
+        found, mapped, at, end = [], self.mapped, self.at, len(self.mapped)
         for _ in range(count):
             try:
-                (length,) = LENGTH.unpack_from(self.mapped, self.at)
+                (length,) = LENGTH.unpack_from(mapped, at)
             except struct.error as error:
                 raise ValueError("it ends in its header") from error
-            self.at += LENGTH.size
+            start = at + LENGTH.size
+            at = start + length
             if length > LONGEST_TEXT:
                 raise ValueError(f"its header counts {length} bytes of {what}")
+            if at > end:
+                raise ValueError("it ends in its header")
             try:
-                found.append(self.take(length).decode())
+                found.append(str(mapped[start:at], "utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{what} is no UTF-8") from error
+        self.at = at
         return found
 
     def numbers(self, key: str, kind: int, count: int) -> np.ndarray:

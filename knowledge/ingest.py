@@ -325,6 +325,10 @@ class Queue:
             for id, state in states.items()
         }
 
+    def password(self, id: str) -> str | None:
+        """The one that was given for a document in this process; it is kept nowhere else."""
+        return self._passwords.get(id)
+
     def original(self, document: StoredDocument) -> Path:
         return self._original(document.id, document.suffix)
 

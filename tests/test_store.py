@@ -432,7 +432,7 @@ def _foreign(path: Path, version: int) -> None:
 def _newer(path: Path) -> None:
     Store(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("pragma user_version = 3")
+    connection.execute("pragma user_version = 4")
     connection.commit()
     connection.close()
 
@@ -451,7 +451,7 @@ def _damaged(path: Path) -> None:
 BAD_FILES = {
     "foreign": (lambda path: _foreign(path, 0), "another program"),
     "foreign with our version": (lambda path: _foreign(path, 1), "another program"),
-    "newer": (_newer, "newer Quatrain, version 3"),
+    "newer": (_newer, "newer Quatrain, version 4"),
     "no database": (
         lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50),
         "database",

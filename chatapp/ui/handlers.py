@@ -30,12 +30,13 @@ from ..store import StoredMessage, StoreError
 from ..texts import preferred, say
 from ..tree import Node, Tree, TreeError
 from ..words import whole_characters
-from . import render
+from . import evidence, render
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
 ALL = "*"  #: every family
+EVIDENCE = ("cite", "page", "sources")  #: links that show where a reply comes from
 
 NOTHING = (gr.skip(),) * 10
 """TURN, the outputs of a turn, unchanged: messages, sources, progress line, conversation, conversations, input, which
@@ -131,7 +132,10 @@ class Handlers:
             yield NOTHING
             return
         try:
-            yield from self._act(event.do, event.message, conversation, base, request)
+            if event.do in EVIDENCE:
+                yield self._evidence(event.do, [event.message, *event.more], conversation, self.language(request))
+            else:
+                yield from self._act(event.do, event.message, conversation, base, request)
         except TreeError as error:  # the page showed what another window has changed
             _warn(error)
             yield (*self.show_conversation(conversation, request), *NOTHING[3:])
@@ -162,6 +166,16 @@ class Handlers:
             case _:  # a model can write links too
                 yield NOTHING
 
+    def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
+        """The page behind a citation in the place of the sources, or these again: TURN."""
+        message, *place = numbers
+        stored = self._chat.store.tree(conversation)[message].message
+        if do == "sources" or not place:
+            shown = render.sources_pane(stored.sources, language)
+        else:
+            shown = evidence.panel(stored, evidence.View(message, *place[:2]), self._chat.library, language)
+        return (NOTHING[0], shown, *NOTHING[2:])
+
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
         """Another branch is shown, and nothing is edited any more: TURN."""
         return *self._branch(tree, language), *NOTHING[3:6], None, *NOTHING[7:]
@@ -177,22 +191,28 @@ class Handlers:
     ) -> Iterator[tuple[Any, ...]]:
         """A reply as it grows behind what was said before and what is asked now; None: it has begun already. TURN."""
         language = self.language(request)
-        shown = render.messages([*(node.message for node in before), *(asked or ())], language)
+        numbers = [node.id for node in before]
+        shown = render.messages([*(node.message for node in before), *(asked or ())], language, numbers)
         cancel = self._cancels[request.session_hash or ""] = threading.Event()
         first = gr.skip() if asked is None else shown
         yield first, gr.skip(), "", conversation, gr.skip(), _busy(), None, *NOTHING[7:]
         try:
-            reply = Reply()
+            reply, sources = Reply(), None
             for reply in _paced(start(base or None, cancel)):
                 if reply.state in FINAL or self._cancels.get(request.session_hash or "") is not cancel:
                     continue  # shown below, or the page shows another conversation by now; this one goes to disk
-                yield (*self._reply(shown, reply, language), *NOTHING[3:])
+                messages, pane, line = self._reply(shown, reply, language)
+                # Once they are shown they stay: the page of a citation may have taken their place by a click.
+                yield (messages, gr.skip() if reply.sources == sources else pane, line, *NOTHING[3:])
+                sources = list(reply.sources)
             if self._cancels.get(request.session_hash or "") is cancel:
                 kept = self._reply(shown, reply, language)
                 if reply.number is not None:  # else it never came to disk, and only the reply itself says why
                     kept = self._branch(self._chat.store.tree(conversation), language, kept[-1])
                 conversations, about = self._conversations(conversation, language), self._about(conversation, language)
-                yield (*kept, gr.skip(), conversations, _idle(), gr.skip(), *about)
+                messages, pane, line = kept
+                pane = gr.skip() if reply.sources and reply.sources == sources else pane
+                yield (messages, pane, line, gr.skip(), conversations, _idle(), gr.skip(), *about)
         finally:
             cancel.set()
 

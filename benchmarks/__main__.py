@@ -10,12 +10,13 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, citations, decode, ingest, load, memory, prefill, retrieval
+from . import accuracy, answer, citations, decode, ingest, load, memory, prefill, retrieval
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
 BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "accuracy": accuracy.run,
+    "answer": answer.run,
     "cite": citations.run,
     "decode": decode.run,
     "ingest": ingest.run,

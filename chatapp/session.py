@@ -235,7 +235,7 @@ class Chat:
         return replace(
             question,
             begun=Turn("assistant", begun.content, begun.ids, begun.model),
-            passages=tuple(Passage(**source, document="") for source in begun.sources),
+            passages=_passages(begun),
         )
 
 
@@ -244,9 +244,14 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
     turns = []
     for asked, replied in pairwise(messages):
         if (asked.role, replied.role) == ("user", "assistant") and replied.content:
-            turns.append(Turn("user", asked.content))
+            turns.append(Turn("user", asked.content, passages=_passages(replied)))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _passages(reply: StoredMessage) -> tuple[Passage, ...]:
+    """What a reply was given."""
+    return tuple(Passage(**source, document="") for source in reply.sources)
 
 
 def _summary(messages: Sequence[StoredMessage]) -> Summary | None:

@@ -85,6 +85,14 @@ class RecordingCache(KVCache):
         super().__init__(CacheShape(layers=2, kv_heads=1, head_dim=1), length, torch.float32, "cpu")
         self.ids: list[int] = []
 
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        del self.ids[length:]
+
+    def copy(self, other: KVCache, length: int) -> None:
+        super().copy(other, length)
+        self.ids = other.ids[:length]
+
 
 class ScriptedModel(BaseModel):
     """Replies to a prompt with `reply(prompt)`. `before` is called at each forward, where a test may wait or raise."""

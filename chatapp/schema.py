@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from .words import indexed
 
-VERSION = 2
+VERSION = 3
 #: What every version has.
 TABLES = {"conversation", "message"}
 
+#: The tables of version 2; what later ones added is in MIGRATIONS.
 SCHEMA = """
 create table conversation (
     number integer primary key,
@@ -77,7 +78,11 @@ insert into message
     from former_message order by id;
 drop table former_message;
 drop table former_conversation;
-"""
+""",
+    2: """
+-- JSON: {"quote": {"name", "page", "start", "end", "text", "draft"}, "searched_for"}, what is there of these
+alter table message add column evidence text;
+""",
 }
 
 
@@ -97,7 +102,7 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError("it is damaged")
     connection.create_function("indexed", 1, indexed, deterministic=True)
     connection.execute("pragma journal_mode = wal")
-    steps = [MIGRATIONS[number] for number in range(version, VERSION)] if tables else [SCHEMA]
+    steps = [MIGRATIONS[number] for number in range(version, VERSION)] if tables else [SCHEMA, MIGRATIONS[2]]
     if version < VERSION:
         connection.executescript(f"begin; {''.join(steps)} pragma user_version = {VERSION}; commit;")
     connection.execute("pragma foreign_keys = on")  # only now: tables that others refer to were being replaced

@@ -13,7 +13,7 @@ from typing import Any
 from knowledge import KnowledgeBaseError, Passage
 from models import End, Read, Token
 
-from .answering import Found, Question, answer, passage_data
+from .answering import Found, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
@@ -55,6 +55,7 @@ class Reply:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     sources: list[Mapping[str, Any]] = field(default_factory=list)
+    evidence: Mapping[str, Any] | None = None  #: as StoredMessage has it
     searched: bool = False  #: documents were asked
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
@@ -77,6 +78,7 @@ class Reply:
         """Goes on from what is on disk."""
         self.text, self.ids, self.sources = kept.content, list(kept.ids or ()), list(kept.sources)
         self.model, self.chat_format, self.ledger = kept.model, kept.chat_format, kept.ledger
+        self.evidence = kept.evidence
 
     def kept(self) -> StoredMessage:
         """The reply as it goes to disk."""
@@ -92,6 +94,7 @@ class Reply:
             self.failure,
             self.end.reason if self.end else None,
             self.plan.ledger.as_json() if self.plan else self.ledger,
+            self.evidence,
         )
 
 
@@ -197,6 +200,8 @@ class Chat:
             wanted.max_tokens or REPLY,
             summarise=self.summarise,
             summary=_summary(earlier),
+            followups=wanted.followups is not False,
+            cited=_cited(earlier),
         )
         if not begun.content:
             if base != wanted.knowledge_base:  # the next turn asks the same, also after a restart
@@ -217,6 +222,12 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
             turns.append(Turn("user", asked.content))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _cited(messages: Sequence[StoredMessage]) -> tuple[str, ...]:
+    """The names of the files that the last reply with sources was given, best first."""
+    sources = next((message.sources for message in reversed(messages) if message.sources), ())
+    return tuple(dict.fromkeys(source["name"] for source in sources))
 
 
 def _summary(messages: Sequence[StoredMessage]) -> Summary | None:
@@ -259,6 +270,10 @@ def _note(reply: Reply, event: Any) -> None:
             reply.unanswered = isinstance(event, Found) and not event.answered
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
+            elif event.searched_for is not None:
+                reply.evidence = {"searched_for": event.searched_for}
+        case Quoted():
+            reply.evidence = {**(reply.evidence or {}), "quote": quote_data(event)}
         case Waiting(ahead=ahead):
             reply.ahead = ahead
         case Summarising():

@@ -79,7 +79,7 @@ def answer(
     """
     passages = question.passages
     if question.base is not None and question.begun is None:
-        searched, findings = _search(question.base, asked_alone(question))
+        searched, findings = search(question.base, asked_alone(question))
         passages = findings.passages
         yield Found(passages, findings.answered, searched if searched != question.text else None)
         if not findings.answered:
@@ -125,12 +125,15 @@ def is_small(engine: Engine) -> bool:
     return engine.status.state != "ready" or engine.loaded.needs.parameters < SMALL
 
 
-def _search(base: KnowledgeBase, asked: Standalone) -> tuple[str, Findings]:
-    """What was searched for, and what that found. Where the rule is not certain, the documents decide."""
-    found = _searching(lambda: base.find(asked.text, PASSAGES))
+def search(base: KnowledgeBase, asked: Standalone, k: int = PASSAGES) -> tuple[str, Findings]:
+    """What was searched for, and what that found. Where the rule is not certain, the documents decide.
+
+    Raises KnowledgeBaseError.
+    """
+    found = _searching(lambda: base.find(asked.text, k))
     if asked.certain:
         return asked.text, found
-    as_asked = _searching(lambda: base.find(asked.asked, PASSAGES))
+    as_asked = _searching(lambda: base.find(asked.asked, k))
     return (asked.text, found) if found.relevance > as_asked.relevance else (asked.asked, as_asked)
 
 

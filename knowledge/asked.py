@@ -1,7 +1,7 @@
 """What kind of answer a question asks for, in Chinese and English, and where a text could hold one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from knowledge.terms import fold, is_chinese
@@ -30,24 +30,25 @@ ENGLISH: Sequence[Kind] = (
     _kind(
         "when",
         r"\bwhen\b|\b(?:what|which) (?:\w+ )?(?:year|date|day|month|century|decade|time|era|period)\b|\bhow long ago\b",
-        rf"\b1\d{{3}}s?\b|\b20\d\ds?\b|\b\d{{1,4}} (?:BC|AD|BCE|CE)\b|\b(?:{_MONTHS})\b|\bcentur(?:y|ies)\b|\b\d+(?:st|nd|rd|th)\b",
+        rf"\b1\d{{3}}s?\b|\b20\d\ds?\b|\b\d{{1,4}} (?:BC|AD|BCE|CE)\b|\b(?:{_MONTHS})\b|\bcentur(?:y|ies)\b"
+        r"|\b\d+(?:st|nd|rd|th)\b",
     ),
     _kind(
         "how many",
-        r"\bhow (?:many|much|long|old|far|large|big|tall|high|wide|often|deep|fast)\b|\bwhat (?:percent\w*|number|size|age"
-        r"|amount|population|proportion|share|fraction|score|cost|price|length|height|rate|temperature)\b",
+        r"\bhow (?:many|much|long|old|far|large|big|tall|high|wide|often|deep|fast)\b|\bwhat (?:percent\w*|number|size"
+        r"|age|amount|population|proportion|share|fraction|score|cost|price|length|height|rate|temperature)\b",
         rf"\d|\b(?:{_NUMBER_WORDS})\b",
         re.IGNORECASE,
     ),
     _kind(
         "who",
-        r"\bwho(?:m|se)?\b|\bwhat (?:\w+ )?(?:person|people|name|actor|actress|author|player|quarterback|king|president)\b",
+        r"\bwho(?:m|se)?\b|\bwhat (?:\w+ )?(?:person|people|name|actor|actress|author|player|king|president)\b",
         r"\b[A-Z][\w’'-]+(?: (?:of|the|de|von|van|da|al) )?(?: ?[A-Z][\w’'.-]*)+|(?<=[a-z,;] )[A-Z][\w’'-]+",
     ),
     _kind(
         "where",
-        r"\bwhere\b|\b(?:what|which) (?:\w+ )?(?:city|country|state|town|place|region|location|county|river|continent|area"
-        r"|street|island|province|nation|district|part of)\b",
+        r"\bwhere\b|\b(?:what|which) (?:\w+ )?(?:city|country|state|town|place|region|location|county|river|continent"
+        r"|area|street|island|province|nation|district|part of)\b",
         r"(?<=[a-z,;(] )[A-Z][\w’'-]+|\b(?:north|south|east|west)\w*\b",
     ),
     _kind(

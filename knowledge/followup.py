@@ -85,7 +85,8 @@ class _English:
     # A thing that is taken to be known, as in "Who wrote the song?"
     _known = re.compile(
         r"\b(?:the|that|this|these|those) (?!same\b|most\b|first\b|last\b|name\b|only\b)(?:[a-z]+ )?[a-z]+"
-        r"(?=\s*(?:[?,]|$)|\s+(?:first |last |originally |later |also )?(?:\w+ed|is|are|was|were|did|do|does|has|have|had|come|take|be|made|written|based|set|located)\b)"
+        r"(?=\s*(?:[?,]|$)|\s+(?:first |last |originally |later |also )?(?:\w+ed|is|are|was|were|did|do|does|has|have"
+        r"|had|come|take|be|made|written|based|set|located)\b)"
     )
     _word = re.compile(r"[^\W_][\w’'.&-]*[\w]|[^\W_]|[(),:]")
     _linking = frozenset("of the and de da del von van der la le for from in on at & a".split())
@@ -169,24 +170,31 @@ class _Chinese:
     )
 
     _opening = re.compile(
-        "^(?:那么|那麼|那(?![里裡裏儿兒边邊个個座家本部位种種条條件次些款项項场場])|然后|然後|另外|还有|還有|之后呢|之後呢|后来呢|以及|请问|請問|所以|可是|但是)[，, ]*"
+        "^(?:那么|那麼|那(?![里裡裏儿兒边邊个個座家本部位种種条條件次些款项項场場])|然后|然後|另外|还有|還有"
+        "|之后呢|之後呢|后来呢|以及|请问|請問|所以|可是|但是)[，, ]*"
     )
     _ending = re.compile("[呢？?。 ]+$")
     _person = re.compile("(?:它|他|她|牠|祂)(?:们|們)?(?!人|国|國|乡|鄉|日|方|山|律)(?<!其他)(?<!其它)(?<!吉他)")
-    _owner = re.compile("(?<![及与與尤极極将將和])其(?!他|它|实|實|次|余|餘|中|间|間|所)")
+    _owner = re.compile("(?<![及与與尤極极将將和])其(?!他|它|实|實|次|余|餘|中|间|間|所)")
     _among = re.compile("其中")
-    _place = re.compile("(?:那里|那裡|那裏|那儿|這裡|这里|当地|當地|那边|那邊)")
+    _place = re.compile("那里|那裡|那裏|那儿|這裡|这里|当地|當地|那边|那邊")
+    # "重庆这名称" says itself what it means: such a word counts at the beginning of a clause or behind these only.
     _this = re.compile(
-        "(?<![^，,、。在于於对對从從和与與由是的有给給])(?:这|這|那|该|該|此)(?:个|個|座|家|本|部|位|种|種|条|條|件|次|首|只|隻|所|些|款|项|項|场|場|艘|支|片|届|屆|部|张|張|项|項|家|名|期)?"
+        "(?<![^，,、。在于於對对從从和與与由是的有给給])(?:这|這|那|该|該|此)"
+        "(?:个|個|座|家|本|部|位|种|種|条|條|件|次|首|只|隻|所|些|款|项|項|场|場|艘|支|片|届|屆|张|張|名|期)?"
         "(?!么|麼|样|樣|时|時|里|裡|裏|儿|边|邊|外)(?=[\u4e00-\u9fff])"
     )
     _names = re.compile(
-        "[《“「『][^》”」』]+[》”」』]|[\u4e00-\u9fff]+(?:[·•][^\W\da-zA-Z的是在和与與有叫出被把就又于於]+)+|[A-Za-z][A-Za-z0-9.+#-]*(?: +[A-Za-z0-9.+#-]+)*"
+        "[《“「『][^》”」』]+[》”」』]"
+        "|[\u4e00-\u9fff]+(?:[·•][^\\W\\da-zA-Z的是在和与與有叫出被把就又于於]+)+"
+        "|[A-Za-z][A-Za-z0-9.+#-]*(?: +[A-Za-z0-9.+#-]+)*"
     )
-    # Where what a question is about has been said and something is said or asked of it.
+    # Where what a question is about has been said, and something is said or asked of it.
     _predicate = re.compile(
-        "是|叫|属于|屬於|位于|位於|分布|什么|什麼|甚麼|哪|谁|誰|何时|何時|多少|多大|多长|多長|几个|幾個|怎|如何|为什么|為什麼|为何|為何|有多|有哪|有什|有几|有幾|一共|一般|大约|大約"
-        "|大概|大多|最早|最后|最後|能够|能|可以|会|會|又|字(?=什|何)|出生|参加|參加|原来|原來|创办|創辦|建于|建於|建立|包括|成立|发现|發現|连接|連接|在哪|在什|供奉|遇|从|從|曾"
+        "是|叫|属于|屬於|位于|位於|分布|什么|什麼|甚麼|哪|谁|誰|何时|何時|多少|多大|多长|多長|几个|幾個|怎|如何"
+        "|为什么|為什麼|为何|為何|有多|有哪|有什|有几|有幾|一共|一般|大约|大約|大概|大多|最早|最后|最後|能够|能"
+        "|可以|会|會|又|字(?=什|何)|出生|参加|參加|原来|原來|创办|創辦|建于|建於|建立|包括|成立|发现|發現|连接"
+        "|連接|在哪|在什|供奉|遇|从|從|曾"
     )
     _lead = re.compile("^(?:请问|請問|那么|那麼|那|在|关于|關於)")
 

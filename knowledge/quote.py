@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -31,6 +32,7 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
 _ENDS = re.compile(
     r"[。！？；!?]+[”’」』）》\"]*|(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|vs|No|Jr|Sr))(?<!\bMrs)\.[\"'”’)\]]*(?=\s)|\n+"
 )
+_CLAUSES = re.compile(r"[，、：；]|[,;:]\s")
 _CLAUSE_ENDS = re.compile(r"[，、：,;:]\s*|\s+")
 _WORD = re.compile(r"[^\W_\u3400-\u9fff]+(?:['’.,-][^\W_\u3400-\u9fff]+)*|[\u3400-\u9fff]")
 _NEAR = {"zh": 24, "other": 80}  # characters around what could be the answer
@@ -94,25 +96,36 @@ def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -
 
 
 def runs_of(rank: int, text: str) -> Iterator[Run]:
-    """The pairs of neighbouring sentences of a passage that are short enough, and sentences that are in none of those.
+    """The pairs of neighbouring sentences of a passage, and sentences that are in none. Headings are no sentences.
 
-    Two say more than one, and one of them may say "he" for what the other one names. Headings are no sentences.
+    Two say more than one, and one of them may say "he" for what the other one names. Of a pair that is too long each
+    sentence comes with as many clauses of the other as are short enough.
     """
     heading, spans = _sentences(text)
-    starts = [at for at in range(len(spans) - 1) if _short(text[spans[at][0] : spans[at + 1][1]])]
-    paired = {at + more for at in starts for more in (0, 1)}
-    for first, last in [*((at, at + 1) for at in starts), *((at, at) for at in range(len(spans)) if at not in paired)]:
-        start, end = spans[first][0], spans[last][1]
-        beside = [*spans[max(first - 1, 0) : first], *spans[last + 1 : last + 2]]
-        yield Run(
-            rank,
-            start,
-            end,
-            text[start:end],
-            tuple(text[slice(*part)] for part in spans[first : last + 1]),
-            " ".join([heading, *(text[slice(*part)] for part in beside)]),
-            first,
-        )
+    if len(spans) == 1:
+        yield Run(rank, *spans[0], text[slice(*spans[0])], (text[slice(*spans[0])],), heading, 0)
+    for at, (first, second) in enumerate(pairwise(spans)):
+        beside = [*spans[max(at - 1, 0) : at], *spans[at + 2 : at + 3]]
+        around = " ".join([heading, *(text[slice(*part)] for part in beside)])
+        for start, end in _runs(text, first, second):
+            parts = [(max(start, first[0]), first[1]), (second[0], min(end, second[1]))]
+            said = tuple(text[slice(*part)] for part in parts if part[0] < part[1])
+            yield Run(rank, start, end, text[start:end], said, around, at)
+
+
+def _runs(text: str, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Two neighbouring sentences as one run, or each of them with what of the other is short enough."""
+    (start, middle), (begin, end) = first, second
+    if _short(text[start:end]):
+        yield start, end
+        return
+    cuts = [found.end() for found in _CLAUSES.finditer(text, start, end)]
+    yield start, max((_rstripped(text, cut) for cut in cuts if cut > begin and _short(text[start:cut])), default=middle)
+    yield min((cut for cut in cuts if cut < middle and _short(text[cut:end])), default=begin), end
+
+
+def _rstripped(text: str, end: int) -> int:
+    return len(text[:end].rstrip())
 
 
 def _sentences(text: str) -> tuple[str, list[tuple[int, int]]]:

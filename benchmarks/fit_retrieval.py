@@ -104,11 +104,11 @@ def fit_ranking(cases: Sequence[Case]) -> None:
     groups = [(case.source, *_choices(case)) for case in cases if not case.absent]
     right = []
     for left_out in sorted({source for source, *_ in groups}):
-        weights = _conditional_logit([group[1:] for group in groups if group[0] != left_out])
+        weights = conditional_logit([group[1:] for group in groups if group[0] != left_out])
         firsts = [gold[np.argmax(figures @ weights)] for source, figures, gold in groups if source == left_out]
         right += firsts
         print(f"ranking, {left_out} left out: hit@1 {np.mean(firsts):.3f}")
-    print(f"ranking: {_conditional_logit([group[1:] for group in groups]).round(2)}, hit@1 {np.mean(right):.3f}\n")
+    print(f"ranking: {conditional_logit([group[1:] for group in groups]).round(2)}, hit@1 {np.mean(right):.3f}\n")
 
 
 def _choices(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def _is_gold(candidate: ranking.Candidate, gold: frozenset[str]) -> bool:
     return Path(candidate.chunk.name).stem in gold
 
 
-def _conditional_logit(groups: Sequence[tuple[np.ndarray, np.ndarray]], penalty: float = 1e-3) -> np.ndarray:
+def conditional_logit(groups: Sequence[tuple[np.ndarray, np.ndarray]], penalty: float = 1e-3) -> np.ndarray:
     """Weights that make one of the gold rows likely to be chosen among each group's."""
     groups = [(figures, gold) for figures, gold in groups if gold.any() and not gold.all()]
 
@@ -136,7 +136,7 @@ def _conditional_logit(groups: Sequence[tuple[np.ndarray, np.ndarray]], penalty:
             slope -= (chosen - chances) @ figures / len(groups)
         return total, slope
 
-    return minimize(loss, np.ones(3), jac=True, method="L-BFGS-B").x
+    return minimize(loss, np.ones(groups[0][0].shape[1]), jac=True, method="L-BFGS-B").x
 
 
 def fit_score(cases: Sequence[Case]) -> None:

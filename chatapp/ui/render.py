@@ -132,10 +132,10 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
     """A reply on disk; one that failed or was stopped before its first word says so."""
     beside = Evidence.from_json(message.evidence)
     text = evidence.marked(message.content, beside, number, language)
+    if not text and message.state == "nothing_found":
+        text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    if message.state == "nothing_found":
-        text = text or say(language, "nothing_found")
     return assistant(_with_failure(text, message.failure), message.sources, language, beside)
 
 

@@ -51,9 +51,7 @@ def main() -> None:
         print(f'    "{language}": {tuple(fitted(cases).round(2).tolist())},')
 
 
-def collected(
-    base: KnowledgeBase, questions: question_sets.QuestionSet, embeddings: LocalEmbeddings
-) -> Iterator[Case]:
+def collected(base: KnowledgeBase, questions: question_sets.QuestionSet, embeddings: LocalEmbeddings) -> Iterator[Case]:
     titles = {passage["id"]: passage["title"] or passage["id"] for passage in questions.passages}
     for question in filter(has_short_answer, questions.questions):
         passages = base.search(question["question"], PASSAGES)

@@ -80,7 +80,7 @@ drop table former_message;
 drop table former_conversation;
 """,
     2: """
--- JSON: {"quote": {"name", "page", "start", "end", "text", "draft"}, "searched_for"}, what is there of these
+-- JSON: {"quote": {"name", "page", "start", "end", "text", "draft"}, "searched_for", "chat"}, what is there of these
 alter table message add column evidence text;
 """,
 }

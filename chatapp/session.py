@@ -72,7 +72,8 @@ class Reply:
 
     @property
     def nothing_found(self) -> bool:
-        return self.searched and (self.unanswered or not self.sources)
+        chat = (self.evidence or {}).get("chat", False)
+        return self.searched and not chat and (self.unanswered or not self.sources)
 
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
@@ -168,6 +169,7 @@ class Chat:
             reply.take_up(path[-1])
             reply.number = number  # from here on it is written, with what it had said before
             question = self._question(conversation, path, base)
+            reply.searched = bool(base) and question.mode != "chat"
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):  # known now: no other model can be loaded before the end
@@ -200,6 +202,7 @@ class Chat:
             wanted.max_tokens or REPLY,
             summarise=self.summarise,
             summary=_summary(earlier),
+            mode=wanted.mode or "documents",
             followups=wanted.followups is not False,
             cited=_cited(earlier),
         )
@@ -270,8 +273,9 @@ def _note(reply: Reply, event: Any) -> None:
             reply.unanswered = isinstance(event, Found) and not event.answered
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
-            elif event.searched_for is not None:
-                reply.evidence = {"searched_for": event.searched_for}
+            else:
+                shown = {"searched_for": event.searched_for, "chat": event.chat}
+                reply.evidence = {name: value for name, value in shown.items() if value} or None
         case Quoted():
             reply.evidence = {**(reply.evidence or {}), "quote": quote_data(event)}
         case Waiting(ahead=ahead):

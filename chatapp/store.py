@@ -57,7 +57,8 @@ class StoredMessage:
     reason: str | None = None
     #: What its window was spent on, as Ledger.as_json gives it. It says nothing of the message itself.
     ledger: Mapping[str, Any] | None = field(default=None, compare=False)
-    #: The "quote" that was shown before it (as answering.quote_data gives it), what was "searched_for".
+    #: The "quote" that was shown before it (as answering.quote_data gives it), what was "searched_for",
+    #: and whether it is "chat" all the same, since the documents do not say.
     evidence: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property

@@ -108,9 +108,8 @@ def runs_of(rank: int, text: str) -> Iterator[Run]:
         beside = [*spans[max(at - 1, 0) : at], *spans[at + 2 : at + 3]]
         around = " ".join([heading, *(text[slice(*part)] for part in beside)])
         for start, end in _runs(text, first, second):
-            parts = [(max(start, first[0]), first[1]), (second[0], min(end, second[1]))]
-            said = tuple(text[slice(*part)] for part in parts if part[0] < part[1])
-            yield Run(rank, start, end, text[start:end], said, around, at)
+            whole = tuple(text[slice(*part)] for part in (first, second) if start <= part[0] and part[1] <= end)
+            yield Run(rank, start, end, text[start:end], whole, around, at)
 
 
 def _runs(text: str, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:

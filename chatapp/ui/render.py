@@ -164,6 +164,7 @@ def _evidence(evidence: Mapping[str, Any], language: str) -> str:
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched_for))}</small>"] if searched_for else []
     if quote:
         lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
+    lines += [f"<small>{say(language, 'chat_instead')}</small>"] if evidence.get("chat") else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
 

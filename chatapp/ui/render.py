@@ -168,6 +168,7 @@ def _head(beside: Evidence, language: str) -> str:
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched))}</small>"] if searched else []
     if quote:
         lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
+    lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
 

@@ -23,7 +23,7 @@ TITLE = 40  #: characters of a title that is taken from the first question
 LONGEST_TITLE = 200
 HITS = 100  #: conversations that a search finds at most
 
-COLUMNS = "role, content, ids, model, chat_format, sources, state, failure, reason, ledger"
+COLUMNS = "role, content, ids, model, chat_format, sources, state, failure, reason, ledger, evidence"
 
 
 class StoreError(RuntimeError):
@@ -57,6 +57,8 @@ class StoredMessage:
     reason: str | None = None
     #: What its window was spent on, as Ledger.as_json gives it. It says nothing of the message itself.
     ledger: Mapping[str, Any] | None = field(default=None, compare=False)
+    #: What its sentences draw on, as Evidence.as_json gives it.
+    evidence: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def unfinished(self) -> bool:
@@ -277,8 +279,9 @@ def _append(
 
 
 def _insert(connection: sqlite3.Connection, conversation: str, parent: int | None, message: StoredMessage) -> int:
+    marks = ", ".join("?" * (2 + len(COLUMNS.split(", "))))
     cursor = connection.execute(
-        f"insert into message (conversation, parent, {COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"insert into message (conversation, parent, {COLUMNS}) values ({marks})",
         (conversation, parent, *_columns(message)),
     )
     return int(cursor.lastrowid or 0)
@@ -321,7 +324,10 @@ def _columns(message: StoredMessage) -> tuple[str | None, ...]:
         message.state,
         message.failure,
         message.reason,
-        json.dumps(message.ledger, ensure_ascii=False) if message.ledger is not None else None,
+        *(
+            None if each is None else json.dumps(each, ensure_ascii=False)
+            for each in (message.ledger, message.evidence)
+        ),
     )
 
 
@@ -336,10 +342,12 @@ def _message(
     failure: str,
     reason: str | None,
     ledger: str | None,
+    evidence: str | None,
 ) -> StoredMessage:
     kept = tuple(json.loads(ids)) if ids else None
-    read, spent = tuple(json.loads(sources)), json.loads(ledger) if ledger else None
-    return StoredMessage(role, content, kept, model, read, chat_format, state, failure, reason, spent)
+    read = tuple(json.loads(sources))
+    spent, cited = (json.loads(each) if each else None for each in (ledger, evidence))
+    return StoredMessage(role, content, kept, model, read, chat_format, state, failure, reason, spent, cited)
 
 
 def _conversation(id: str, title: str, changed: str, preferences: str) -> Conversation:

@@ -442,8 +442,12 @@ def test_ingestion_beside_the_default_pipeline(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(ingest.checkpoints, "ensure_embedder", lambda data: data)
     monkeypatch.setattr(ingest, "LocalEmbeddings", lambda folder: CountingEmbeddings())
     monkeypatch.setattr(ingest, "FILES", ingest.FILES[1:])
+    monkeypatch.setattr(ingest, "LARGE", 7)  # pages
     results = {result.name: result for result in ingest.run(Settings(tmp_path, tmp_path))}
-    assert len(results) == 4 and all(result.ours > 0 and result.peer > 0 for result in results.values())
+    beside = {name: result for name, result in results.items() if result.peer is not None}
+    assert len(beside) == 4 and all(result.ours > 0 and result.peer > 0 for result in beside.values())
+    assert len(results) == 7 and all(name.startswith("7 pages") for name in results.keys() - beside.keys())
+    assert all(result.ours > 0 for result in results.values())
     assert results["until all files can be searched"].ours < results["until everything is embedded"].ours
     assert results["chunks that end with a sentence"].ratio > 1
 

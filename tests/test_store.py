@@ -415,7 +415,8 @@ def test_a_file_of_version_1_becomes_chains(path: Path) -> None:
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _version_1(path)
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", {1: schema.MIGRATIONS[1] + "insert into nowhere values (1);"})
+        broken = schema.MIGRATIONS[1] + "insert into nowhere values (1);"
+        patched.setattr(schema, "MIGRATIONS", {**schema.MIGRATIONS, 1: broken})
         with pytest.raises(StoreError, match="nowhere"):
             Store(path)
     assert len(Store(path).messages("one")) == 3
@@ -432,7 +433,7 @@ def _foreign(path: Path, version: int) -> None:
 def _newer(path: Path) -> None:
     Store(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("pragma user_version = 3")
+    connection.execute("pragma user_version = 4")
     connection.commit()
     connection.close()
 
@@ -451,7 +452,7 @@ def _damaged(path: Path) -> None:
 BAD_FILES = {
     "foreign": (lambda path: _foreign(path, 0), "another program"),
     "foreign with our version": (lambda path: _foreign(path, 1), "another program"),
-    "newer": (_newer, "newer Quatrain, version 3"),
+    "newer": (_newer, "newer Quatrain, version 4"),
     "no database": (
         lambda path: path.write_bytes(b"not a database, but long enough to have a header" * 50),
         "database",

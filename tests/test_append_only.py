@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -84,6 +84,9 @@ class Documents:
     def find(self, question: str, count: int) -> Findings:
         number = int("".join(filter(str.isdigit, question)) or 0)
         return Findings((passage(0), passage(1), *([passage(number)] if number else [])), True)
+
+    def quote(self, question: str, passages: Sequence[Passage]) -> None:
+        """Nothing is worth being quoted."""
 
 
 def ask(engine: Engine, history: list[Turn], text: str) -> tuple[Plan, list[Read], End]:

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from knowledge import KnowledgeBaseError, Passage
 from models import End, Token
 
-from .answering import Found, Question, answer, passage_data
+from .answering import Found, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError
@@ -56,6 +56,7 @@ class ChatRequest(SamplingChoice):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     knowledge_base: Text | None = None
+    followups: bool = True
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 
 
@@ -104,7 +105,15 @@ def _question(request: ChatRequest, library: Library) -> Question:
     system = "\n\n".join(message.content for message in earlier if message.role == "system") or None
     history = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
     base = library.open(request.knowledge_base) if request.knowledge_base else None
-    return Question(last.content, history, base, system, request.options(), request.max_tokens or REPLY)
+    return Question(
+        last.content,
+        history,
+        base,
+        system,
+        request.options(),
+        request.max_tokens or REPLY,
+        followups=request.followups,
+    )
 
 
 def error_body(message: str, status: int) -> dict[str, Any]:
@@ -177,6 +186,8 @@ class _Reply:
         self._text: list[str] = []
         self._passages: Sequence[Passage] = ()
         self._ledger: dict[str, Any] | None = None
+        self._quote: dict[str, Any] | None = None
+        self._searched_for: str | None = None
         self._end: End | None = None
 
     def texts(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
@@ -206,9 +217,11 @@ class _Reply:
     def _note(self, event: Any) -> str:
         """Remembers what an event says and returns the text that it adds."""
         match event:
-            case Found(passages=passages, answered=answered):
-                self._passages = passages
+            case Found(passages=passages, answered=answered, searched_for=searched_for):
+                self._passages, self._searched_for = passages, searched_for
                 return "" if answered else NOTHING_FOUND
+            case Quoted():
+                self._quote = quote_data(event)
             case Plan(passages=passages, ledger=ledger):
                 self._passages, self._ledger = passages, ledger.as_json()
             case Token(text=text):
@@ -218,8 +231,14 @@ class _Reply:
         return ""
 
     def _evidence(self) -> dict[str, Any]:
-        """The passages that the model was given, and what its window was spent on (None where it was not asked)."""
-        return {"citations": [passage_data(passage) for passage in self._passages], "ledger": self._ledger}
+        """What was searched for, the quote, the passages that the model was given, and what its window was spent on;
+        None where that is the question itself, where nothing was quoted, and where the model was not asked."""
+        return {
+            "searched_for": self._searched_for,
+            "quote": self._quote,
+            "citations": [passage_data(passage) for passage in self._passages],
+            "ledger": self._ledger,
+        }
 
 
 def line(value: dict[str, Any]) -> str:

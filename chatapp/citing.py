@@ -17,24 +17,37 @@ FAILURES = (OSError, RuntimeError, MemoryError)
 
 @dataclass
 class Evidence:
-    """What a reply's sentences draw on.
+    """What stands beside a reply, so that it can be checked, and what its sentences draw on.
 
     base: the knowledge base that was asked. documents: the ids of its documents in which the reply's sources stand, by
-    their order.
+    their order. quote: what was quoted before the reply, as answering.quote_data gives it. searched_for: the question
+    as it was searched for, where it is not as it was asked.
     """
 
     base: str | None = None
     documents: list[str] = field(default_factory=list)
     cited: list[Cited] = field(default_factory=list)
+    quote: Mapping[str, Any] | None = None
+    searched_for: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        return {"base": self.base, "documents": self.documents, "cited": [_as_json(each) for each in self.cited]}
+    def as_json(self) -> dict[str, Any] | None:
+        """None where there is nothing."""
+        if not (self.documents or self.quote or self.searched_for):
+            return None
+        return {
+            "base": self.base,
+            "documents": self.documents,
+            "cited": [_as_json(each) for each in self.cited],
+            "quote": self.quote,
+            "searched_for": self.searched_for,
+        }
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any] | None) -> Evidence:
         if not kept:
             return cls()
-        return cls(kept["base"], list(kept["documents"]), [_from_json(each) for each in kept["cited"]])
+        cited = [_from_json(each) for each in kept["cited"]]
+        return cls(kept["base"], list(kept["documents"]), cited, kept["quote"], kept["searched_for"])
 
     @property
     def citations(self) -> list[tuple[int, Span]]:

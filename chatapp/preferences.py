@@ -34,3 +34,4 @@ class Preferences(SamplingChoice):
     system: Text | None = None
     knowledge_base: Text | None = None
     max_tokens: int | None = Field(None, ge=1)
+    followups: bool | None = None  #: False: questions are searched for as they were asked

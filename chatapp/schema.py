@@ -11,6 +11,7 @@ VERSION = 3
 #: What every version has.
 TABLES = {"conversation", "message"}
 
+#: The tables of version 2; what later ones added is in MIGRATIONS.
 SCHEMA = """
 create table conversation (
     number integer primary key,

@@ -13,7 +13,7 @@ from typing import Any
 from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
 from models import End, Read, Token
 
-from .answering import Found, Question, answer, passage_data
+from .answering import Found, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
@@ -96,7 +96,7 @@ class Reply:
             self.failure,
             self.end.reason if self.end else None,
             self.plan.ledger.as_json() if self.plan else self.ledger,
-            self.evidence.as_json() if self.evidence.documents else None,
+            self.evidence.as_json(),
         )
 
     def cite(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
@@ -227,6 +227,8 @@ class Chat:
             wanted.max_tokens or REPLY,
             summarise=self.summarise,
             summary=_summary(earlier),
+            followups=wanted.followups is not False,
+            cited=_cited(earlier),
         )
         if not begun.content:
             if base != wanted.knowledge_base:  # the next turn asks the same, also after a restart
@@ -235,7 +237,7 @@ class Chat:
         return replace(
             question,
             begun=Turn("assistant", begun.content, begun.ids, begun.model),
-            passages=tuple(Passage(**source, document="") for source in begun.sources),
+            passages=_passages(begun),
         )
 
 
@@ -244,9 +246,20 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
     turns = []
     for asked, replied in pairwise(messages):
         if (asked.role, replied.role) == ("user", "assistant") and replied.content:
-            turns.append(Turn("user", asked.content))
+            turns.append(Turn("user", asked.content, passages=_passages(replied)))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _passages(reply: StoredMessage) -> tuple[Passage, ...]:
+    """What a reply was given."""
+    return tuple(Passage(**source, document="") for source in reply.sources)
+
+
+def _cited(messages: Sequence[StoredMessage]) -> tuple[str, ...]:
+    """The names of the files that the last reply with sources was given, best first."""
+    sources = next((message.sources for message in reversed(messages) if message.sources), ())
+    return tuple(dict.fromkeys(source["name"] for source in sources))
 
 
 def _summary(messages: Sequence[StoredMessage]) -> Summary | None:
@@ -291,6 +304,10 @@ def _note(reply: Reply, event: Any) -> None:
                 reply.evidence.documents = [passage.document for passage in passages]
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
+            elif event.searched_for is not None:
+                reply.evidence.searched_for = event.searched_for
+        case Quoted():
+            reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
         case Summarising():

@@ -57,7 +57,7 @@ class StoredMessage:
     reason: str | None = None
     #: What its window was spent on, as Ledger.as_json gives it. It says nothing of the message itself.
     ledger: Mapping[str, Any] | None = field(default=None, compare=False)
-    #: What its sentences draw on, as Evidence.as_json gives it. It can be found again.
+    #: What its sentences draw on, as Evidence.as_json gives it.
     evidence: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property

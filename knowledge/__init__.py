@@ -5,6 +5,7 @@ from knowledge.documents import DocumentError
 from knowledge.index import KnowledgeBase, open
 from knowledge.ingest import Ingested, Status
 from knowledge.pages import PasswordError
+from knowledge.quote import Quote
 from knowledge.retrieval import Findings, Passage, Where
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "KnowledgeBaseError",
     "Passage",
     "PasswordError",
+    "Quote",
     "Status",
     "Where",
     "open",

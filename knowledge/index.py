@@ -18,6 +18,7 @@ from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
 from knowledge.ingest import Ingested, Progress, Queue, Source, Status, clean_name, name_of
 from knowledge.pages import Page
+from knowledge.quote import Quote, quote
 from knowledge.retrieval import (
     EVERYWHERE,
     UNKNOWN,
@@ -154,6 +155,10 @@ class KnowledgeBase:
     def search(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> list[Passage]:
         """The `k` passages that answer `question` best, best first."""
         return list(self.find(question, k, where).passages)
+
+    def quote(self, question: str, passages: Sequence[Passage]) -> Quote | None:
+        """The one or two sentences of found passages, best first, that answer `question` best; None without any."""
+        return quote(question, passages, self._dense.embeddings)
 
     def as_retriever(self, k: int = 5, where: Where = EVERYWHERE) -> PassageRetriever:
         return PassageRetriever(search=functools.partial(self.search, where=where), k=k)

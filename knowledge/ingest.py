@@ -262,6 +262,7 @@ class Queue:
             tell(f"{document.name}: {done} of {document.chunks} passages embedded", None)
 
     def _embed_some(self, dense: Dense, chunks: Sequence[StoredChunk]) -> None:
+        dense.measure()  # before the first vector: the first question that finds one must not wait for it
         start = time.monotonic()
         vectors = dense.embed(chunks)
         took = (time.monotonic() - start) / len(chunks)

@@ -165,7 +165,7 @@ class Retrieval:
 
     def chinese(self) -> np.ndarray:
         """The ids of the chunks in Chinese, ascending, int64."""
-        return self._keywords.languages().get("zh", np.empty(0, np.int64))
+        return self._keywords.chinese()
 
     def find(self, question: str, k: int, where: Where, near: Meaning) -> Findings:
         """The `k` best passages among the documents that `where` names, by their words and by `near`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +34,9 @@ from .formats import (
 )
 from .kept import Stored
 from .layers import Embedding
-from .memory import move_to_large_pages, trim
+from .memory import LargePages, trim
 from .prompts import ChatFormat, Message, Prompt
-from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
+from .quantize import PackedMatrix, QuantizedEmbedding, QuantizedLinear, Quants, quantize
 from .registry import Architecture, empty_model, resolve
 from .tokenizer import Tokenizer
 
@@ -45,8 +44,6 @@ from .tokenizer import Tokenizer
 TIERS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 FLOATS = {32: torch.float32, 16: torch.float16}
-#: Bytes of weights after which freed memory goes back: doing it for each takes a fifth of a small model's loading.
-TRIM_EVERY = 2**25
 Progress = Callable[[int, int], None]
 
 
@@ -202,16 +199,10 @@ def load(
         return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
     checkpoint, model = _opened(Path(path), adapter)
     architecture = resolve(checkpoint.config)
-    untrimmed = 0
+    pages = LargePages()
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
-        _place(model, name, weight.to(torch.device(device)))
-        untrimmed += weight.nbytes
-        if untrimmed > TRIM_EVERY:  # what comes and goes between small matrices leaves holes
-            trim()
-            untrimmed = 0
+        _place(model, name, _held(weight.to(torch.device(device)), pages))
     trim()
-    # It takes a fifth of a second for a small model, which runs meanwhile, and then faster.
-    threading.Thread(target=move_to_large_pages, args=(list(_tensors(model)),), daemon=True).start()
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
     return _with_prefix(loaded)
@@ -289,7 +280,7 @@ def _base(checkpoint: Checkpoint) -> Checkpoint:
 def _kept_or_made(
     model: BaseModel, checkpoint: Checkpoint, bits: int, store: Path | None, progress: Progress | None
 ) -> Iterator[tuple[str, Stored]]:
-    """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and mapped from there."""
+    """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and copied from there."""
     if store is None or bits >= 16 or 0 < checkpoint.quantized <= bits:
         return _weights(model, checkpoint, bits, progress)
     folder = kept.place(store, checkpoint, bits)
@@ -303,7 +294,14 @@ def _kept_or_made(
             warnings.warn(message, stacklevel=3)
         else:
             found = _read_kept(folder, model)
-    return _weights(model, checkpoint, bits, progress) if found is None else iter(found)
+    return _weights(model, checkpoint, bits, progress) if found is None else _taken(found)
+
+
+def _taken(weights: list[tuple[str, Stored]]) -> Iterator[tuple[str, Stored]]:
+    """Each in turn; the list lets go of it, so that it is not there twice when it is copied."""
+    weights.reverse()
+    while weights:
+        yield weights.pop()
 
 
 def _read_kept(folder: Path, model: BaseModel) -> list[tuple[str, Stored]] | None:
@@ -381,6 +379,12 @@ def stored(weight: Weight, bits: int) -> Stored:
     if bits >= 16:
         return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.expand(FLOATS[bits])
     return weight.pack() if isinstance(weight, Quants) and weight.bits <= bits else quantize(weight, bits)
+
+
+def _held(weight: Stored, pages: LargePages) -> Stored:
+    if isinstance(weight, torch.Tensor):
+        return pages.keep(weight)
+    return PackedMatrix(weight.bits, *weight.shape, *map(pages.keep, weight.parts()))
 
 
 def _place(model: nn.Module, name: str, weight: Stored) -> None:

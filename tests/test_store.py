@@ -433,7 +433,8 @@ def test_a_file_of_version_2_gets_room_for_evidence(path: Path) -> None:
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _version_1(path)
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", {1: schema.MIGRATIONS[1] + "insert into nowhere values (1);"})
+        broken = schema.MIGRATIONS[1] + "insert into nowhere values (1);"
+        patched.setattr(schema, "MIGRATIONS", {**schema.MIGRATIONS, 1: broken})
         with pytest.raises(StoreError, match="nowhere"):
             Store(path)
     assert len(Store(path).messages("one")) == 3

@@ -130,12 +130,13 @@ def exports(conversation: str, language: str) -> str:
 
 def _stored_reply(message: StoredMessage, number: int | None, language: str) -> str:
     """A reply on disk; one that failed or was stopped before its first word says so."""
-    text = evidence.marked(message.content, Evidence.from_json(message.evidence), number, language)
+    beside = Evidence.from_json(message.evidence)
+    text = evidence.marked(message.content, beside, number, language)
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
     if message.state == "nothing_found":
         text = text or say(language, "nothing_found")
-    return assistant(_with_failure(text, message.failure), message.sources, language)
+    return assistant(_with_failure(text, message.failure), message.sources, language, beside)
 
 
 def _with_failure(text: str, failure: str) -> str:
@@ -150,12 +151,25 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
         text = say(language, "nothing_found")
     text = _with_failure(text, reply.failure)
     finished = reply.state in ("done", "stopped", "failed")
-    return {"role": "assistant", "content": assistant(text, reply.sources if finished else (), language)}
+    shown = reply.sources if finished else ()
+    return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence)}
 
 
-def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str) -> str:
-    """The model's Markdown, and below it the passages that it was given, folded."""
-    return f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
+def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str, beside: Evidence | None = None) -> str:
+    """The model's Markdown; above it what was quoted, and below it the passages that it was given, folded."""
+    head = "" if beside is None else _head(beside, language)
+    text = f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
+    return f"{head}\n\n{text}" if head else text
+
+
+def _head(beside: Evidence, language: str) -> str:
+    """What was searched for, the quote with its place, and that what follows is a draft."""
+    quote, searched = beside.quote, beside.searched_for
+    lines = [f"<small>{say(language, 'searched_for', text=escape(searched))}</small>"] if searched else []
+    if quote:
+        lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
+    lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
+    return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
 
 
 def _closed(text: str) -> str:

@@ -52,7 +52,8 @@ def lines(page) -> list[Line]:
 
     text_page = page.get_textpage()
     height = page.get_height() or 1
-    codes = [pdfium.FPDFText_GetUnicode(text_page, index) for index in range(text_page.count_chars())]
+    raw = text_page.raw  # millions of calls in a book: the helper would be unwrapped in each of them
+    codes = [pdfium.FPDFText_GetUnicode(raw, index) for index in range(text_page.count_chars())]
     text = "".join(map(chr, codes))
     found, split, start = [], [], 0
     for match in [*_LINE_BREAK.finditer(text), None]:

@@ -87,27 +87,19 @@ class Tensor:
         return mapped.reshape(*self.shape[:-1], -1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Texts:
-    """Where a list of texts lies. A vocabulary is needed once, for the tokenizer, and takes megabytes.
-
-    `read_already` are the texts as the header was checked; they go when they are first asked for, all of them.
-    """
+    """Where a list of texts lies. A vocabulary is needed once, for the tokenizer, and takes megabytes."""
 
     path: Path
     start: int
     count: int
-    read_already: list[str] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, first: int | None = None) -> list[str]:
         """All texts, or so many of the first."""
-        if self.read_already is not None:
-            texts = self.read_already[:first]
-            self.read_already = self.read_already if first is not None else None
-            return texts
         with _mapped(self.path) as mapped:
             return _Cursor(mapped, self.start).texts("a piece", self.count if first is None else first)
 
@@ -177,7 +169,8 @@ class _Cursor:
         if kind != STRING:
             return key, self.numbers(key, kind, count)
         start = self.at
-        return key, Texts(path, start, count, self.texts(key, count))  # a file that is damaged says so at once
+        self.texts(key, count)  # a file that is damaged says so at once
+        return key, Texts(path, start, count)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name, (dimensions,) = self.text("a tensor's name"), self.unpack("<I")

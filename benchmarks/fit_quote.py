@@ -1,0 +1,88 @@
+"""`python -m benchmarks.fit_quote QUESTIONS_FOLDER`: the weights of knowledge/quote.py.
+
+A conditional logit for each language, by which runs with a gold answer are to be chosen among all that are embedded.
+The shares printed are of questions on articles that the weights were not fitted on: five groups of articles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+
+from chatapp import checkpoints, settings
+from chatapp.answering import PASSAGES
+from knowledge import KnowledgeBase, quote
+from knowledge.embedder import LocalEmbeddings
+
+from . import question_sets
+from .fit_retrieval import conditional_logit
+from .quotes import has_short_answer, holds
+
+GROUPS = 5
+PENALTY = 1e-2  #: on the weights of figures that were brought to a standard deviation of one
+
+
+class Case(NamedTuple):
+    """A question: the group of its article, its FEATURES [runs, features], and which runs hold the answer [runs]."""
+
+    group: int
+    figures: np.ndarray
+    gold: np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_quote", description=__doc__)
+    parser.add_argument("questions", type=Path, help="folder of the question sets")
+    parser.add_argument("--data", type=Path, default=settings.default_data_folder())
+    scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
+    parser.add_argument("--scratch", type=Path, default=scratch, help="where the knowledge bases are kept")
+    options = parser.parse_args()
+    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(options.data))
+    bases = question_sets.bases(options.questions, options.scratch / "questions", embeddings)
+    for name, language in (("zh", "zh"), ("en", "other")):
+        cases = list(collected(bases[name], question_sets.read(options.questions, name), embeddings))
+        print(f"{name}: {np.mean(held_out(cases)):.3f} of {len(cases)}, each group of articles left out in turn")
+        print(f'    "{language}": {tuple(fitted(cases).round(2).tolist())},')
+
+
+def collected(base: KnowledgeBase, questions: question_sets.QuestionSet, embeddings: LocalEmbeddings) -> Iterator[Case]:
+    titles = {passage["id"]: passage["title"] or passage["id"] for passage in questions.passages}
+    for question in filter(has_short_answer, questions.questions):
+        passages = base.search(question["question"], PASSAGES)
+        runs, figures = quote.judged(question["question"], passages, embeddings)
+        article = titles[question["gold"][0]]
+        yield Case(
+            zlib.crc32(article.encode()) % GROUPS,
+            figures,
+            np.array([holds(run.text, question["answers"]) for run in runs], bool),
+        )
+
+
+def fitted(cases: Sequence[Case]) -> np.ndarray:
+    """A weight for each of the FEATURES."""
+    scale = np.concatenate([case.figures for case in cases]).std(0)
+    scale[scale == 0] = 1
+    return conditional_logit([(case.figures / scale, case.gold) for case in cases], PENALTY) / scale
+
+
+def held_out(cases: Sequence[Case]) -> list[bool]:
+    """Whether the best run is right, by weights from the other groups."""
+    right = []
+    for group in range(GROUPS):
+        weights = fitted([case for case in cases if case.group != group])
+        right += [best_is_right(case, weights) for case in cases if case.group == group]
+    return right
+
+
+def best_is_right(case: Case, weights: np.ndarray) -> bool:
+    return bool(len(case.gold) and case.gold[np.argmax(case.figures @ weights)])
+
+
+if __name__ == "__main__":
+    main()

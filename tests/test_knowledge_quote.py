@@ -1,0 +1,115 @@
+"""Quotes: the right sentences, exactly where they stand, never too long."""
+
+import numpy as np
+import pytest
+
+from knowledge import Passage, asked
+from knowledge.quote import CHARACTERS, EMBEDDED, FEATURES, WEIGHTS, WORDS, quote
+from tests.fakes import HashEmbeddings
+
+
+def passage(text: str, score: float = 0.9, name: str = "a.txt") -> Passage:
+    return Passage(name, None, score, text, "id")
+
+
+LEASE = passage(
+    "Lease\nThe flat is in Oak Street and has three rooms. Mr. Brown let it to Anna Miller in March 2019. "
+    "The rent is 850 euros a month, due on the third. She left because the roof was leaking and nobody came. "
+    "The keys were handed over to the caretaker. The deposit is kept by the bank until the end of the year."
+)
+CHINESE = passage(
+    "租约\n该房屋位于橡树街，共有三个房间，附带一个小院。二〇一九年三月，房东把它租给了李明，双方签了字。"
+    "每月租金为八百五十元，应在每月三日以前交付给房东。由于屋顶漏水又没有人来修理，他在第二年就搬走了。"
+    "钥匙交给了看门人，押金由银行保管，到年底再退还，其间的利息归租客所有。"
+)
+OTHER = passage("Garden\nThe garden behind the house has old trees. Nobody has cut the hedge for years.", 0.4, "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "answer"),
+    [
+        ("How much is the rent?", LEASE, "850 euros"),
+        ("When was the flat let to Anna Miller?", LEASE, "March 2019"),
+        ("Why did she leave?", LEASE, "because the roof"),
+        ("Who keeps the deposit?", LEASE, "by the bank"),
+        ("每月租金是多少？", CHINESE, "八百五十元"),
+        ("房东是什么时候把房屋租出去的？", CHINESE, "二〇一九年三月"),
+        ("他为什么搬走？", CHINESE, "屋顶漏水"),
+        ("押金由谁保管？", CHINESE, "银行"),
+    ],
+)
+def test_the_sentence_with_the_answer_is_quoted(question: str, text: Passage, answer: str) -> None:
+    found = quote(question, [text, OTHER], HashEmbeddings())
+    assert found is not None and answer in found.text
+
+
+def test_a_quote_stands_in_its_passage_where_it_says() -> None:
+    found = quote("Has anybody cut the hedge?", [LEASE, OTHER], HashEmbeddings())
+    assert found is not None and found.passage is OTHER
+    assert OTHER.text[found.start : found.end] == found.text
+    assert found.text == found.text.strip() and found.text.endswith("for years.")
+
+
+def test_a_title_does_not_end_a_sentence_and_a_heading_is_none() -> None:
+    found = quote("To whom did Mr. Brown let the flat?", [LEASE], HashEmbeddings())
+    assert found is not None and "Mr. Brown let it to Anna Miller" in found.text
+    heading = quote("Lease", [LEASE], HashEmbeddings())
+    assert heading is not None and not heading.text.startswith("Lease")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "length"),
+    [
+        ("这里没有句号，" * 60, CHARACTERS, len),
+        ("没有任何标点" * 60, CHARACTERS, len),
+        ("words and, now and then, a comma " * 40, WORDS, lambda text: len(text.split())),
+    ],
+)
+def test_no_quote_is_too_long(text: str, limit: int, length) -> None:
+    found = quote("标点 comma", [passage(text)], HashEmbeddings())
+    assert found is not None and limit / 2 < length(found.text) <= limit
+
+
+@pytest.mark.parametrize("passages", [[], [passage("")], [passage("—— …… ——\n\n* * *")]])
+def test_where_nothing_is_said_nothing_is_quoted(passages: list[Passage]) -> None:
+    assert quote("What?", passages, HashEmbeddings()) is None
+
+
+def test_few_sentences_are_embedded_however_many_are_found() -> None:
+    embeddings = HashEmbeddings()
+    quote("How much is the rent?", [LEASE, CHINESE, OTHER] * 4, embeddings)
+    assert len(embeddings.embedded) == EMBEDDED
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("Who wrote it?", "who"),
+        ("In which year did it end?", "when"),
+        ("How many were there?", "how many"),
+        ("Which city is it in?", "where"),
+        ("Why?", "why"),
+        ("What is it made of?", None),
+        ("作者是谁？", "who"),
+        ("他是哪一年去世的？", "when"),
+        ("有多少人？", "how many"),
+        ("它在哪里？", "where"),
+        ("為什麼下雨？", "why"),
+        ("它是什么颜色？", None),
+    ],
+)
+def test_a_question_asks_for_a_kind_of_answer(question: str, kind: str | None) -> None:
+    found = asked.kind(question)
+    assert (found and found.name) == kind
+
+
+def test_what_the_question_says_itself_is_no_answer() -> None:
+    kind = asked.kind("Who met Anna Miller?")
+    assert kind is not None
+    found = asked.answers(kind, "Who met Anna Miller?", "Anna Miller was met by John Brown.")
+    assert [match[0] for match in found] == ["John Brown"]
+
+
+def test_there_is_a_weight_for_every_figure() -> None:
+    assert {len(weights) for weights in WEIGHTS.values()} == {len(FEATURES)}
+    assert np.isfinite(list(WEIGHTS.values())).all()

@@ -79,8 +79,7 @@ class Citing:
 
     def __init__(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="citing")
-        texts = [passage.text for passage in passages]
-        self._citer = self._pool.submit(_ready, lambda: base.citer(texts) if base is not None else Citer(texts))
+        self._citer = self._pool.submit(_ready, lambda: _citer(base, passages))
         self._pending: list[Future[list[Cited]]] = []
         self._cited: list[Cited] = []
 
@@ -107,6 +106,10 @@ class Citing:
             self._cited += future.result()
         except FAILURES:
             logging.exception("A sentence of a reply could not be cited")
+
+
+def _citer(base: KnowledgeBase | None, passages: Sequence[Passage]) -> Citer:
+    return Citer([passage.text for passage in passages]) if base is None else base.citer(passages)
 
 
 def _ready(make: Callable[[], Citer]) -> Citer:

@@ -107,15 +107,21 @@ class Citer:
     """Cites an answer that comes piece by piece from the passages that its prompt numbered from 1.
 
     embeddings: for paraphrases and for the other language; without them words decide alone. background: what is known
-    of them (`Background.measure`), measured when first needed if it is not given.
+    of them (`Background.measure`), measured when first needed if it is not given. vectors: of those passages that were
+    embedded before.
     """
 
     def __init__(
-        self, passages: Sequence[str], embeddings: Embeddings | None = None, background: Background | None = None
+        self,
+        passages: Sequence[str],
+        embeddings: Embeddings | None = None,
+        background: Background | None = None,
+        vectors: Mapping[str, np.ndarray] | None = None,
     ):
         self._sources = [Source.of(passage) for passage in passages]
         self._embeddings = embeddings
         self._given = background
+        self._known = vectors or {}
         self._sentences = Sentences()
 
     def prepare(self) -> None:
@@ -189,7 +195,10 @@ class Citer:
     @functools.cached_property
     def _vectors(self) -> np.ndarray:
         """Of the passages, float32 [passages, dimension]."""
-        return unit_rows(self._embeddings.embed_documents([source.text for source in self._sources]))
+        texts = [source.text for source in self._sources]
+        new = [text for text in texts if text not in self._known]
+        vectors = {**self._known, **dict(zip(new, self._embeddings.embed_documents(new) if new else (), strict=True))}
+        return unit_rows([vectors[text] for text in texts])
 
 
 @dataclass(frozen=True)

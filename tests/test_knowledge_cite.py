@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from langchain_core.embeddings import Embeddings
 
+import knowledge
 from knowledge.cite import Citation, Cited, Citer, cite
 from knowledge.claims import foreign_places
 from knowledge.numbers import lacking, numbers
@@ -249,3 +250,18 @@ def test_half_a_sentence_is_held_back() -> None:
     assert [piece.text for piece in sentences.feed(" Then")] == ["It opened in 1990."]
     assert [piece.text for piece in sentences.feed("\n")] == ["Then"]
     assert sentences.end() == []
+
+
+def test_a_knowledge_base_cites_with_the_vectors_that_it_has(tmp_path: Path) -> None:
+    embeddings = HashEmbeddings()
+    base = knowledge.open(tmp_path / "base", embeddings)
+    note = tmp_path / "note.md"
+    note.write_text(f"# Chains\n\n{CHAIN}\n", encoding="utf-8")
+    base.ingest([note])
+    (passage,) = base.search("Where is the chain based?", 1)
+    citer = base.citer([passage])
+    before = len(embeddings.embedded)
+    citer.prepare()
+    assert citer.cite("Food can be carried away since 1990.") is not None
+    assert len(embeddings.embedded) == before
+    assert citer.cite("The first carry-out store opened in 1990.").passages == (1,)

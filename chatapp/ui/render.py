@@ -134,8 +134,8 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
     text = evidence.marked(message.content, beside, number, language)
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    if message.state == "nothing_found":
-        text = text or say(language, "nothing_found")
+    if message.state == "nothing_found" and not message.content:
+        text = say(language, "nothing_found")
     return assistant(_with_failure(text, message.failure), message.sources, language, beside)
 
 

@@ -73,7 +73,8 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
                 centre = _centre(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_heading(label("sources"), _fold(label("fold"))), elem_classes="heading")
+                gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
+                gr.HTML(_heading(label("sources")), elem_classes="heading")
                 sources = gr.HTML(elem_id="sources")
         parts = {**left, **centre, "sources": sources, "conversation": conversation, "editing": editing, "kept": kept}
         _connect(page, handlers, parts)
@@ -205,8 +206,8 @@ def _fold(text: Any) -> str:
     return f'<a class="fold" href="#q-fold-0" role="button"><span>{text}</span>⇥</a>'
 
 
-def _heading(text: Any, more: str = "") -> str:
-    return f"<h2>{text}</h2>{more}"
+def _heading(text: Any) -> str:
+    return f"<h2>{text}</h2>"
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

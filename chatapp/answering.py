@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage
 from knowledge.followup import Standalone, standalone
@@ -26,6 +26,9 @@ PASSAGES = 4
 #: with the right passage in front of it, answered 9 of 30 English questions and none in Chinese; of the four families'
 #: chat models none is between it and 1.1 billion.
 SMALL = 1_000_000_000
+#: How a question is answered where a knowledge base is named: from its documents or not at all; by the model alone; or
+#: from the documents where they are likely to say, and by the model alone where they are not.
+Mode = Literal["documents", "chat", "auto"]
 #: How many earlier questions a follow-up may lean on.
 REMEMBERED = 6
 #: Tokens of a question that the model makes to stand alone.
@@ -41,6 +44,7 @@ class Found:
     passages: tuple[Passage, ...]
     answered: bool = True  #: whether they are likely to say
     searched_for: str | None = None  #: what was searched for, where that is not the question as it was asked
+    chat: bool = False  #: they do not say, and the model answers without them
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Question:
     passages: tuple[Passage, ...] = ()  #: what that reply was given; nothing is searched again
     summarise: bool = False  #: the oldest exchanges, where they have no room
     summary: Summary | None = None  #: one that was kept
+    mode: Mode = "documents"
     followups: bool = True  #: whether it is made to stand alone before the search
     cited: tuple[str, ...] = ()  #: names of the files that the reply before it was given, best first
 
@@ -74,17 +79,20 @@ def answer(
 ) -> Iterator[Found | Quoted | Waiting | Summarising | Plan | Event]:
     """Found and Quoted (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
 
-    Where the documents do not say, nothing follows upon Found: the model would only invent. Raises EngineError,
+    Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
+    where it answers without them. Raises EngineError,
     QuestionTooLong, KnowledgeBaseError and Cancelled.
     """
     passages = question.passages
-    if question.base is not None and question.begun is None:
+    if question.base is not None and question.begun is None and question.mode != "chat":
         searched, findings = search(question.base, asked_alone(question))
-        passages = findings.passages
-        yield Found(passages, findings.answered, searched if searched != question.text else None)
-        if not findings.answered:
+        passages, chat = findings.passages, question.mode == "auto" and not findings.answered
+        yield Found(passages, findings.answered, searched if searched != question.text else None, chat)
+        if not (findings.answered or chat):
             return
-        if quote := _searching(lambda: question.base.quote(searched, passages)):
+        passages = () if chat else passages
+        quote = _searching(lambda: question.base.quote(searched, passages))
+        if quote is not None:
             yield Quoted(quote, is_small(engine))
 
     def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:

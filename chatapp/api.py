@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from knowledge import KnowledgeBaseError, Passage
 from models import End, Token
 
-from .answering import Found, Question, Quoted, answer, passage_data, quote_data
+from .answering import Found, Mode, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError
@@ -56,6 +56,7 @@ class ChatRequest(SamplingChoice):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     knowledge_base: Text | None = None
+    mode: Mode = "documents"
     followups: bool = True
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 
@@ -112,6 +113,7 @@ def _question(request: ChatRequest, library: Library) -> Question:
         system,
         request.options(),
         request.max_tokens or REPLY,
+        mode=request.mode,
         followups=request.followups,
     )
 
@@ -188,6 +190,7 @@ class _Reply:
         self._ledger: dict[str, Any] | None = None
         self._quote: dict[str, Any] | None = None
         self._searched_for: str | None = None
+        self._from_documents = False
         self._end: End | None = None
 
     def texts(self, events: Generator[Any, None, None]) -> Generator[str, None, None]:
@@ -217,9 +220,10 @@ class _Reply:
     def _note(self, event: Any) -> str:
         """Remembers what an event says and returns the text that it adds."""
         match event:
-            case Found(passages=passages, answered=answered, searched_for=searched_for):
+            case Found(passages=passages, answered=answered, searched_for=searched_for, chat=chat):
                 self._passages, self._searched_for = passages, searched_for
-                return "" if answered else NOTHING_FOUND
+                self._from_documents = not chat
+                return "" if answered or chat else NOTHING_FOUND
             case Quoted():
                 self._quote = quote_data(event)
             case Plan(passages=passages, ledger=ledger):
@@ -231,9 +235,11 @@ class _Reply:
         return ""
 
     def _evidence(self) -> dict[str, Any]:
-        """What was searched for, the quote, the passages that the model was given, and what its window was spent on;
-        None where that is the question itself, where nothing was quoted, and where the model was not asked."""
+        """Where the answer is from, what was searched for, the quote, the passages that the model was given, and what
+        its window was spent on; None where that is the question itself, where nothing was quoted, and where the model
+        was not asked."""
         return {
+            "answered_from": "documents" if self._from_documents else "chat",
             "searched_for": self._searched_for,
             "quote": self._quote,
             "citations": [passage_data(passage) for passage in self._passages],

@@ -21,7 +21,8 @@ class Evidence:
 
     base: the knowledge base that was asked. documents: the ids of its documents in which the reply's sources stand, by
     their order. quote: what was quoted before the reply, as answering.quote_data gives it. searched_for: the question
-    as it was searched for, where it is not as it was asked.
+    as it was searched for, where it is not as it was asked. chat: the reply is one without documents, for they do not
+    say.
     """
 
     base: str | None = None
@@ -29,10 +30,11 @@ class Evidence:
     cited: list[Cited] = field(default_factory=list)
     quote: Mapping[str, Any] | None = None
     searched_for: str | None = None
+    chat: bool = False
 
     def as_json(self) -> dict[str, Any] | None:
         """None where there is nothing."""
-        if not (self.documents or self.quote or self.searched_for):
+        if not (self.documents or self.quote or self.searched_for or self.chat):
             return None
         return {
             "base": self.base,
@@ -40,6 +42,7 @@ class Evidence:
             "cited": [_as_json(each) for each in self.cited],
             "quote": self.quote,
             "searched_for": self.searched_for,
+            "chat": self.chat,
         }
 
     @classmethod
@@ -47,7 +50,7 @@ class Evidence:
         if not kept:
             return cls()
         cited = [_from_json(each) for each in kept["cited"]]
-        return cls(kept["base"], list(kept["documents"]), cited, kept["quote"], kept["searched_for"])
+        return cls(kept["base"], list(kept["documents"]), cited, kept["quote"], kept["searched_for"], kept["chat"])
 
     @property
     def citations(self) -> list[tuple[int, Span]]:

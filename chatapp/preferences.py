@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -34,4 +34,5 @@ class Preferences(SamplingChoice):
     system: Text | None = None
     knowledge_base: Text | None = None
     max_tokens: int | None = Field(None, ge=1)
+    mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
     followups: bool | None = None  #: False: questions are searched for as they were asked

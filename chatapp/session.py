@@ -74,7 +74,7 @@ class Reply:
 
     @property
     def nothing_found(self) -> bool:
-        return self.searched and (self.unanswered or not self.sources)
+        return self.searched and not self.evidence.chat and (self.unanswered or not self.sources)
 
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
@@ -184,6 +184,7 @@ class Chat:
             reply.number = number  # from here on it is written, with what it had said before
             question = self._question(conversation, path, base)
             reply.evidence.base = base or reply.evidence.base
+            reply.searched = bool(base) and question.mode != "chat"
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):  # known now: no other model can be loaded before the end
@@ -227,6 +228,7 @@ class Chat:
             wanted.max_tokens or REPLY,
             summarise=self.summarise,
             summary=_summary(earlier),
+            mode=wanted.mode or "documents",
             followups=wanted.followups is not False,
             cited=_cited(earlier),
         )
@@ -304,8 +306,8 @@ def _note(reply: Reply, event: Any) -> None:
                 reply.evidence.documents = [passage.document for passage in passages]
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
-            elif event.searched_for is not None:
-                reply.evidence.searched_for = event.searched_for
+            else:
+                reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
             reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):

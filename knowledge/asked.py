@@ -43,7 +43,7 @@ ENGLISH: Sequence[Kind] = (
     _kind(
         "who",
         r"\bwho(?:m|se)?\b|\bwhat (?:\w+ )?(?:person|people|name|actor|actress|author|player|king|president)\b",
-        r"\b[A-Z][\w’'-]+(?: (?:of|the|de|von|van|da|al) )?(?: ?[A-Z][\w’'.-]*)+|(?<=[a-z,;] )[A-Z][\w’'-]+",
+        r"\b[A-Z][\w’'-]+(?: (?:of|the|de|von|van|da|al) )?(?: ?[A-Z][\w’'-]*)+|(?<=[a-z,;] )[A-Z][\w’'-]+",
     ),
     _kind(
         "where",

@@ -139,11 +139,14 @@ class KnowledgeBase:
             raise LookupError(f"knowledge base {self.name} has no document {document_id}")
         return document
 
-    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> Findings:
-        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to."""
+    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE, method: str = "both") -> Findings:
+        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to.
+
+        method: "both", or one of them alone: "words", "meaning".
+        """
         if not question.strip():
             return Findings()
-        return self._retrieval.find(question, k, where, self._meaning(question))
+        return self._retrieval.find(question, k, where, self._meaning(question), method)
 
     def rank(self, question: str, where: Where = EVERYWHERE) -> Ranked:
         """What `find` chooses from, for measuring and for fitting its weights."""

@@ -20,13 +20,13 @@ from knowledge.retrieval import Passage, language
 from knowledge.vectors import unit_rows
 
 CHARACTERS, WORDS = 120, 60  #: of a quote at most, in Chinese and in other languages
-#: How many runs are embedded, the best ones by everything else: a few hundred tokens, in one batch.
-EMBEDDED = 8
+#: Of how many runs the sentences are embedded, the best ones by everything else: some nine, in one batch.
+EMBEDDED = 6
 
 FEATURES = ("words", "sentence", "around", "kind", "lacks", "close", "length", "behind", "later", "place", "nearness")
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
-    "zh": (4.0, 2.0, 1.0, 1.0, -1.0, 1.0, 2.0, -1.0, -1.0, 0.0, 20.0),
-    "other": (4.0, 2.0, 1.0, 1.0, -1.0, 1.0, 2.0, -1.0, -1.0, 0.0, 20.0),
+    "zh": (4.2, 1.4, 4.1, 0.1, -0.3, 1.6, -1.6, -0.4, -1.2, 0.2, 24.0),
+    "other": (4.1, 0.9, 0.4, 0.1, -0.3, 0.6, -0.3, -0.1, -0.6, -0.3, 23.0),
 }
 
 _ENDS = re.compile(
@@ -56,7 +56,7 @@ class Quote:
 class Run:
     """One sentence, or two that follow each other, of the passage at `rank`: characters `start` to `end` of its text.
 
-    parts: the sentences. around: the text of those beside it, and of the heading.
+    parts: the sentences that are whole in it. around: the text of those beside it, and of the heading.
     """
 
     rank: int
@@ -71,7 +71,7 @@ class Run:
 def quote(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> Quote | None:
     """The one or two sentences of `passages` (best first) that answer `question` best; None if there are none.
 
-    No longer than CHARACTERS or WORDS. Embeds the question and EMBEDDED runs of sentences.
+    No longer than CHARACTERS or WORDS. Embeds the question and the sentences of EMBEDDED runs.
     """
     runs, figures = judged(question, passages, embeddings)
     if not runs:
@@ -89,9 +89,11 @@ def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -
     weights = np.array(WEIGHTS[language(question)])
     best = np.argsort(-(figures @ weights), kind="stable")[:EMBEDDED]
     chosen = [runs[place] for place in best]
-    vectors = unit_rows(embeddings.embed_documents([run.text for run in chosen]))
+    sentences = list(dict.fromkeys(part for run in chosen for part in run.parts))
+    near = unit_rows(embeddings.embed_documents(sentences)) @ unit_rows(embeddings.embed_query(question))[0]
+    nearness = dict(zip(sentences, near.tolist(), strict=True))
     figures = figures[best]
-    figures[:, FEATURES.index("nearness")] = vectors @ unit_rows(embeddings.embed_query(question))[0]
+    figures[:, FEATURES.index("nearness")] = [max(nearness[part] for part in run.parts) for run in chosen]
     return chosen, figures
 
 
@@ -108,9 +110,8 @@ def runs_of(rank: int, text: str) -> Iterator[Run]:
         beside = [*spans[max(at - 1, 0) : at], *spans[at + 2 : at + 3]]
         around = " ".join([heading, *(text[slice(*part)] for part in beside)])
         for start, end in _runs(text, first, second):
-            parts = [(max(start, first[0]), first[1]), (second[0], min(end, second[1]))]
-            said = tuple(text[slice(*part)] for part in parts if part[0] < part[1])
-            yield Run(rank, start, end, text[start:end], said, around, at)
+            whole = tuple(text[slice(*part)] for part in (first, second) if start <= part[0] and part[1] <= end)
+            yield Run(rank, start, end, text[start:end], whole, around, at)
 
 
 def _runs(text: str, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:

@@ -176,6 +176,29 @@ def test_a_knowledge_base_brings_citations(service: Service, loaded: LoadedModel
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_quote_and_what_was_searched_for_come_beside_the_citations(
+    service: Service, tmp_path: Path, stream: bool
+) -> None:
+    base = add_document(service.library, tmp_path)
+    turns = [("user", "What is the rent of Oak House?"), ("assistant", "A lot."), ("user", "When is it due?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    reply = service.chat(messages, stream=stream, extra_body={"knowledge_base": base, "mode": "auto"})
+    told = list(reply)[-1] if stream else reply
+    assert told.searched_for == "When is Oak House due?"
+    assert (told.quote["name"], told.quote["page"], told.quote["text"]) == ("lease.txt", None, CONTRACT)
+    assert (told.quote["draft"], told.answered_from) == (True, "documents")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_auto_goes_on_without_documents_that_do_not_say(service: Service, loaded: LoadedModel, stream: bool) -> None:
+    body = {"knowledge_base": service.library.create("empty"), "mode": "auto"}
+    reply = service.chat(stream=stream, extra_body=body)
+    told = list(reply)[-1] if stream else reply
+    assert (told.answered_from, told.quote, told.citations) == ("chat", None, [])
+    assert len(loaded.model.prompts) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_documents_that_do_not_say_are_not_given_to_the_model(
     service: Service, loaded: LoadedModel, stream: bool
 ) -> None:

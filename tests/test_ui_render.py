@@ -404,3 +404,26 @@ def test_every_state_of_the_engine_has_its_words(language: str) -> None:
     ready = render.engine_state(Status("ready", "m"), Fetching(), (), False, language)
     small = render.engine_state(Status("ready", "m"), Fetching(), (), True, language)
     assert len({fetching, loading, empty, ready, small}) == 5 and "m" in Checked(ready).seen
+
+
+# Quotes
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_a_quote_and_what_was_searched_for_are_inert(text: str) -> None:
+    quote = {"name": text.replace("\r\n", " "), "page": 2, "start": 0, "end": 1, "text": "words", "draft": True}
+    kept = StoredMessage("assistant", "", failure="x", evidence={"quote": quote, "searched_for": "a", "chat": True})
+    (shown,) = render.messages([kept], "en")
+    check_inert(shown["content"].partition("</article>")[0] + "</article>", quote["name"])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("draft", [True, False])
+def test_a_quote_stands_above_the_reply_and_a_small_models_text_is_called_a_draft(language: str, draft: bool) -> None:
+    quote = {"name": "a.pdf", "page": 3, "start": 5, "end": 10, "text": "Said so.", "draft": draft}
+    kept = StoredMessage("assistant", "The text", evidence={"quote": quote})
+    (shown,) = render.messages([kept], language)
+    seen = Checked(shown["content"]).seen
+    assert seen.index(CATALOGUE[language]["quote"]) < seen.index("a.pdf") < seen.index("Said so.")
+    assert seen.index("Said so.") < seen.index("The text")
+    assert (CATALOGUE[language]["draft"] in seen) is draft

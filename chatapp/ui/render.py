@@ -132,10 +132,10 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
     """A reply on disk; one that failed or was stopped before its first word says so."""
     beside = Evidence.from_json(message.evidence)
     text = evidence.marked(message.content, beside, number, language)
+    if not text and message.state == "nothing_found":
+        text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    if message.state == "nothing_found" and not message.content:
-        text = say(language, "nothing_found")
     return assistant(_with_failure(text, message.failure), message.sources, language, beside)
 
 
@@ -168,6 +168,7 @@ def _head(beside: Evidence, language: str) -> str:
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched))}</small>"] if searched else []
     if quote:
         lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
+    lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
 

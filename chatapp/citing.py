@@ -47,10 +47,8 @@ class Evidence:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any] | None) -> Evidence:
-        if not kept:
-            return cls()
-        cited = [_from_json(each) for each in kept["cited"]]
-        return cls(kept["base"], list(kept["documents"]), cited, kept["quote"], kept["searched_for"], kept["chat"])
+        """What `as_json` gave; what it did not know is as where there is nothing."""
+        return cls(**{**(kept or {}), "cited": [_from_json(each) for each in (kept or {}).get("cited", ())]})
 
     @property
     def citations(self) -> list[tuple[int, Span]]:

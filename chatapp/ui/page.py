@@ -24,8 +24,6 @@ ACTIONS = Path(__file__).with_name("actions.js")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
-FOLD = '<a class="fold" href="#q-fold-0" role="button" aria-label="⇥">⇥</a>'
-
 #: What is set in the retrieval lab.
 LAB = ("lab_passages", "lab_threshold", "lab_method", "lab_followups")
 
@@ -79,7 +77,8 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
                 centre = _centre(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_heading(label("sources"), FOLD), elem_classes="heading")
+                gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
+                gr.HTML(_heading(label("sources")), elem_classes="heading")
                 sources = gr.HTML(elem_id="sources")
                 parts = {**left, **centre, "sources": sources, **_lab(label)}
         parts |= {"conversation": conversation, "editing": editing, "kept": kept}
@@ -236,8 +235,12 @@ def _lab(label: Callable[[str], Any]) -> dict[str, Any]:
     }
 
 
-def _heading(text: Any, more: str = "") -> str:
-    return f"<h2>{text}</h2>{more}"
+def _fold(text: Any) -> str:
+    return f'<a class="fold" href="#q-fold-0" role="button"><span>{text}</span>⇥</a>'
+
+
+def _heading(text: Any) -> str:
+    return f"<h2>{text}</h2>"
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -72,7 +72,7 @@ class Case:
     chats: bool = False
 
 
-CASES = (Case(subjects.SMOLLM2, 1, chats=True), Case(subjects.LLAMA_2_INT4, 1))
+CASES = (Case(subjects.SMOLLM2, 3, chats=True), Case(subjects.LLAMA_2_INT4, 1))
 
 
 def run(settings: Settings) -> Iterator[Result]:
@@ -126,11 +126,13 @@ class Script:
         return [id if id < self.vocabulary else id % self.vocabulary for id in ids]
 
     def _next(self, at: int, tokens: int) -> tuple[list[Passage], int]:
-        """The passages from one on that have about so many tokens, and where the next ones begin."""
-        found, total = [], 0
-        while total < tokens:
-            found.append(self.passages[at])
-            total += _count(self.talker, self.passages[at].text)
+        """The passages from one on that have so many tokens, of the last one a part; and where the next ones begin."""
+        found, left, encoder = [], tokens, self.talker.tokenizer
+        while left > 0:
+            passage = self.passages[at]
+            text = encoder.decode(encoder.encode(passage.text)[:left])
+            found.append(replace(passage, text=text))
+            left -= _count(self.talker, passage.text)
             at += 1
         return found, at
 

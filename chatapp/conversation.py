@@ -133,28 +133,15 @@ def plan(
     allowed = list(passages[: effort.passages])
     longest = len(draft.exchanges) if effort.exchanges is None else min(effort.exchanges, len(draft.exchanges))
 
-    def fits(draft: _Draft, kept: int, passages: Sequence[Passage]) -> bool:
-        return len(draft.prompt(kept, passages).ids) <= room
-
     sizes = Sizes(draft, room)
     standing = sizes.standing(allowed)
     kept, quoted = 0, allowed
     if standing is not None:
         draft = replace(draft, bare=standing.bare)
         kept = min(longest, len(draft.exchanges) - standing.start)
-    if standing is None or not fits(draft, kept, quoted):
+    if standing is None or not draft.fits(kept, quoted, room):
         draft = replace(draft, bare=len(draft.exchanges))
-        least = allowed[:1]
-        if not fits(draft, 0, least):
-            raise QuestionTooLong(_refusal(draft, least, room))
-        newest = 1 if longest and fits(draft, 1, least) else 0
-        quoted = list(allowed)
-        while not fits(draft, newest, quoted):
-            quoted.pop()
-        kept = min(longest, sizes.kept(len(draft.exchanges), quoted))
-        while kept > newest and not fits(draft, kept, quoted):
-            kept -= 1
-        kept = max(kept, newest)
+        kept, quoted = _filled_anew(draft, sizes, room, longest, allowed)
     fitted = draft.prompt(kept, quoted)
     left_out = (
         *_exchanges_left_out(draft.exchanges, kept, longest),
@@ -164,6 +151,23 @@ def plan(
     entries = draft.entries(fitted, kept, quoted)
     ledger = Ledger(loaded.context, min(reply, loaded.context - len(fitted.ids)), entries, left_out, summary)
     return Plan(fitted, tuple(quoted), kept, ledger, lasting=min(kept, sizes.kept(len(draft.exchanges), quoted)))
+
+
+def _filled_anew(
+    draft: _Draft, sizes: Sizes, room: int, longest: int, allowed: Sequence[Passage]
+) -> tuple[int, list[Passage]]:
+    """How many exchanges, all bare, and which passages stand in a window that begins anew. Raises QuestionTooLong."""
+    least = allowed[:1]
+    if not draft.fits(0, least, room):
+        raise QuestionTooLong(_refusal(draft, least, room))
+    newest = 1 if longest and draft.fits(1, least, room) else 0
+    quoted = list(allowed)
+    while not draft.fits(newest, quoted, room):
+        quoted.pop()
+    kept = min(longest, sizes.kept(len(draft.exchanges), quoted))
+    while kept > newest and not draft.fits(kept, quoted, room):
+        kept -= 1
+    return max(kept, newest), quoted
 
 
 def summarising(
@@ -228,6 +232,9 @@ class _Draft:
 
     def prompt(self, kept: int, passages: Sequence[Passage]) -> Prompt:
         return self.saying("".join(self.asked(kept, passages)), kept)
+
+    def fits(self, kept: int, passages: Sequence[Passage], room: int) -> bool:
+        return len(self.prompt(kept, passages).ids) <= room
 
     def asked(self, kept: int, passages: Sequence[Passage]) -> Sequence[str]:
         """The parts of the question behind so many exchanges."""

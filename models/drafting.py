@@ -23,9 +23,10 @@ WEIGHT, MEMORY = 16, 256
 #: A guess must be expected to earn this much more than a token alone costs.
 GAIN = 1.05
 #: What guesses may have cost in vain: single passes, and such as a share of all tokens.
-LOSS, LOSS_SHARE = 1.0, 0.01
-#: What a further row costs, as a share of a pass with one, before any was measured.
-COST = 0.5
+LOSS, LOSS_SHARE = 3.0, 0.01
+#: What a further row costs, as a share of a pass with one, before any was measured; and what one beyond those that were
+#: measured costs, as a share of what these did: rows share the reading of the weights, so that each costs less.
+COST, FURTHER = 0.5, 0.7
 #: How much a new measurement of a pass counts.
 NEW = 0.2
 #: Single passes that are measured before any guess.
@@ -126,14 +127,15 @@ class Lookup:
         return length
 
     def _estimate(self, rows: int) -> float:
-        """Seconds of a pass: as measured, or in line with the measured one whose rows are nearest."""
+        """Seconds of a pass: as measured, or by the measured one whose rows are nearest."""
         if rows in self._seconds:
             return self._seconds[rows]
         single = self._seconds[1]
         nearest = min(self._seconds.keys() - {1}, key=lambda known: abs(known - rows), default=None)
         if nearest is None:
             return single * (1 + COST * (rows - 1))
-        return single + (self._seconds[nearest] - single) / (nearest - 1) * (rows - 1)
+        each = (self._seconds[nearest] - single) / (nearest - 1)
+        return self._seconds[nearest] + (rows - nearest) * each * (FURTHER if rows > nearest else 1)
 
 
 def _agreement(seen: Sequence[int], at: int) -> int:

@@ -81,18 +81,22 @@ def quote(question: str, passages: Sequence[Passage], embeddings: Embeddings) ->
 
 
 def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> tuple[list[Run], np.ndarray]:
-    """The runs that were embedded, and their FEATURES, float64 [runs, features]."""
+    """The runs that were embedded, and their FEATURES, float64 [runs, features].
+
+    While the embedding model is being loaded, words have to do: the nearness of all is 0.
+    """
     runs = [run for rank, passage in enumerate(passages) for run in runs_of(rank, passage.text)]
     if not runs:
         return [], np.empty((0, len(FEATURES)))
     figures = _figures(question, passages, runs)
     weights = np.array(WEIGHTS[language(question)])
     best = np.argsort(-(figures @ weights), kind="stable")[:EMBEDDED]
-    chosen = [runs[place] for place in best]
+    chosen, figures = [runs[place] for place in best], figures[best]
+    if getattr(embeddings, "loading", False):
+        return chosen, figures
     sentences = list(dict.fromkeys(part for run in chosen for part in run.parts))
     near = unit_rows(embeddings.embed_documents(sentences)) @ unit_rows(embeddings.embed_query(question))[0]
     nearness = dict(zip(sentences, near.tolist(), strict=True))
-    figures = figures[best]
     figures[:, FEATURES.index("nearness")] = [max(nearness[part] for part in run.parts) for run in chosen]
     return chosen, figures
 

@@ -81,6 +81,13 @@ def test_few_sentences_are_embedded_however_many_are_found() -> None:
     assert 1 < len(embeddings.embedded) <= 2 * EMBEDDED
 
 
+def test_while_the_embedding_model_is_loaded_words_do() -> None:
+    embeddings = HashEmbeddings()
+    embeddings.loading = True
+    found = quote("How much is the rent?", [LEASE, OTHER], embeddings)
+    assert found is not None and "850 euros" in found.text and embeddings.embedded == []
+
+
 @pytest.mark.parametrize(
     ("question", "kind"),
     [

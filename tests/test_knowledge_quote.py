@@ -59,7 +59,7 @@ def test_a_title_does_not_end_a_sentence_and_a_heading_is_none() -> None:
 
 def test_lines_that_a_page_has_broken_are_no_sentences_and_no_headings() -> None:
     text = passage(
-        "The flat was let to Anna Miller by\nthe heirs of the late J. Brown, who\nlive abroad. Nobody has seen them since."
+        "The flat was let to Anna Miller by\nthe heirs of the late J. Brown, who\nlive abroad. Nobody saw them since."
     )
     found = quote("Who let the flat to Anna Miller?", [text], HashEmbeddings())
     assert found is not None and found.text.startswith("The flat") and "heirs of the late J. Brown" in found.text

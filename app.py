@@ -78,7 +78,7 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     os.environ.update(THREADING | os.environ)
     import uvicorn
 
-    from chatapp.engine import Engine
+    from chatapp.engine import Engine, Warm
     from chatapp.library import Library
     from chatapp.server import address, build, listen
     from chatapp.session import Chat
@@ -89,7 +89,7 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     port = listener.getsockname()[1]
     if port != settings.port:
         print(f"Port {settings.port} is busy; using {port}.")
-    engine = Engine()
+    engine = Engine(warm=Warm(settings.data / "warm", settings.warm_bytes) if settings.warm_bytes else None)
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
     chat = Chat(engine, library, store, settings.summarise)

@@ -10,12 +10,14 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, decode, followup, ingest, load, memory, prefill, quotes, retrieval
+from . import accuracy, answer, citations, decode, followup, ingest, load, memory, prefill, quotes, retrieval
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
 BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "accuracy": accuracy.run,
+    "answer": answer.run,
+    "cite": citations.run,
     "decode": decode.run,
     "followup": followup.run,
     "ingest": ingest.run,

@@ -2,12 +2,14 @@
 
 Ranking: a conditional logit, by which the passages with the answer are to be chosen among all candidates. Relevance: a
 logistic regression between questions whose passage is there and the same ones without it, or without its document. The
-figures printed are of questions from sources that the weights were not fitted on: each source is left out in turn.
+figures printed are of questions that the weights were not fitted on: each source is left out in turn, and for the
+relevance each tenth of the articles too.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +18,30 @@ import numpy as np
 import platformdirs
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 from chatapp import checkpoints, settings
 from knowledge import KnowledgeBase, Where, ranking, relevance
 from knowledge.embedder import LocalEmbeddings
 from knowledge.retrieval import Ranked
+from knowledge.terms import is_chinese
 
 from . import question_sets
 
-LOST = 0.03  #: of the questions with an answer, those that may be said to have none
+LOST = 0.03  #: of a language's questions with an answer, those that may be said to have none
+FOLDS = 10
 FREE_FORM = "dureader"  #: its passages answer one another's questions, so nothing is known to have no answer
 
 
 class Case(NamedTuple):
-    """A question as its base sees it. absent: what was taken out of the base: "" for nothing, "passage", "document"."""
+    """A question as its base sees it. absent: what was taken out of the base: "" for nothing, "passage", "document".
+
+    article: what its passage is a part of; the parallel articles of two languages are one.
+    """
 
     source: str
+    article: str
     absent: str
     ranked: Ranked
     gold: frozenset[str]
@@ -60,13 +69,14 @@ def same_language(base: KnowledgeBase, folder: Path, language: str) -> Iterator[
     questions = question_sets.read(folder, language)
     titles = {passage["id"]: passage["title"] for passage in questions.passages}
     for question in questions.questions:
-        yield _case(base, question, "", Where())
+        title = titles[question["gold"][0]]
+        yield _case(base, question, "", Where(), title)
         if question["source"] != FREE_FORM:
             gold = set(question["gold"])
             named = {titles[id] for id in gold} - {""}
             document = gold | {id for id, title in titles.items() if title in named}
             for absent, gone in (("passage", gold), ("document", document)):
-                yield _case(base, question, absent, without(titles, gone))
+                yield _case(base, question, absent, without(titles, gone), title)
 
 
 def other_language(base: KnowledgeBase, folder: Path) -> Iterator[Case]:
@@ -84,9 +94,10 @@ def without(ids: dict[str, str], gone) -> Where:
     return Where(names=[f"{id}.md" for id in ids if id not in gone])
 
 
-def _case(base: KnowledgeBase, question: dict[str, Any], absent: str, where: Where) -> Case:
+def _case(base: KnowledgeBase, question: dict[str, Any], absent: str, where: Where, title: str = "") -> Case:
     ranked = base.rank(question["question"], where)
-    return Case(question["source"], absent, ranked, frozenset(question["gold"]), question["question"])
+    gold = question["gold"]
+    return Case(question["source"], title or gold[0], absent, ranked, frozenset(gold), question["question"])
 
 
 def fit_ranking(cases: Sequence[Case]) -> None:
@@ -141,15 +152,28 @@ def fit_relevance(cases: Sequence[Case]) -> None:
     judged = [case for case in cases if case.source != FREE_FORM]
     rows = np.array([_features(case) for case in judged])
     answer = np.array([not case.absent for case in judged])
-    held_out = np.zeros(len(judged))
-    sources = np.array([case.source for case in judged])
-    for left_out in sorted(set(sources)):
-        others = sources != left_out
-        weights, bias = _logistic(rows[others], answer[others], LOST)
-        held_out[~others] = rows[~others] @ weights + bias
-    _tell_relevance(judged, held_out)
-    weights, bias = _logistic(rows, answer, LOST)
-    print(f"WEIGHTS = {tuple(weights.round(3).tolist())}\nBIAS = {bias:.3f}\n")
+    for measured, groups, folds in (
+        ("each source left out in turn", [case.source for case in judged], None),
+        (f"{FOLDS} folds by article", [case.article for case in judged], FOLDS),
+    ):
+        print(f"relevance, {measured}:")
+        _tell_relevance(judged, held_out(rows, answer, np.array(groups), folds))
+    weights = _logistic(rows, answer).round(3)
+    chinese = np.array([is_chinese(case.question) for case in judged])
+    biases = {
+        name: _bias(rows[these & answer] @ weights, LOST) for name, these in (("zh", chinese), ("other", ~chinese))
+    }
+    print(f"WEIGHTS = {tuple(weights.tolist())}\nBIASES = {biases}\n")
+
+
+def held_out(rows: np.ndarray, answer: np.ndarray, groups: np.ndarray, folds: int | None) -> np.ndarray:
+    """Logits, float64 [n], by weights and a bias found without the row's fold; each group is a fold if it is None."""
+    splitter = LeaveOneGroupOut() if folds is None else GroupKFold(folds)
+    logits = np.zeros(len(rows))
+    for fitted, left_out in splitter.split(rows, answer, groups):
+        weights = _logistic(rows[fitted], answer[fitted])
+        logits[left_out] = rows[left_out] @ weights + _bias(rows[fitted][answer[fitted]] @ weights, LOST)
+    return logits
 
 
 def _features(case: Case) -> list[float]:
@@ -157,23 +181,26 @@ def _features(case: Case) -> list[float]:
     return relevance.features(case.question, case.ranked.weights, own, case.ranked.nearnesses)
 
 
-def _logistic(rows: np.ndarray, answer: np.ndarray, lost: float) -> tuple[np.ndarray, float]:
-    """Weights, and the bias by which the share `lost` of those with an answer falls below 0."""
+def _logistic(rows: np.ndarray, answer: np.ndarray) -> np.ndarray:
     scaler = StandardScaler().fit(rows)
     model = LogisticRegression(max_iter=2000).fit(
         scaler.transform(rows), answer, sample_weight=np.where(answer, (~answer).sum() / answer.sum(), 1)
     )
-    weights = model.coef_[0] / scaler.scale_
-    return weights, -float(np.quantile(rows[answer] @ weights, lost))
+    return model.coef_[0] / scaler.scale_
+
+
+def _bias(logits: np.ndarray, below: float) -> float:
+    """The least bias, in thousandths, by which no more than the share `below` of `logits` falls below 0."""
+    return math.ceil(-1000 * np.quantile(logits, below, method="lower")) / 1000
 
 
 def _tell_relevance(cases: Sequence[Case], logits: np.ndarray) -> None:
     """What is rightly left unanswered where LOST of a language's answerable questions are lost, by source too."""
     for language, sources in _by_language(cases).items():
         of = _chooser(cases, sources)
-        threshold = np.quantile(logits[of("")], LOST)
+        threshold = -_bias(logits[of("")], LOST)
         told = ", ".join(f"{absent} absent {np.mean(logits[of(absent)] < threshold):.3f}" for absent in ABSENT)
-        print(f"relevance, {language}: {told}; lost with one threshold for all {np.mean(logits[of('')] < 0):.3f}")
+        print(f"  {language}: {told}, lost {np.mean(logits[of('')] < threshold):.3f}")
         for source in sources:
             of = _chooser(cases, [source])
             told = ", ".join(f"{absent} absent {np.mean(logits[of(absent)] < threshold):.3f}" for absent in ABSENT)
@@ -184,15 +211,9 @@ ABSENT = ("document", "passage")
 
 
 def _by_language(cases: Sequence[Case]) -> dict[str, list[str]]:
-    chinese = {case.source for case in cases if "" == case.absent and _is_chinese(case)}
+    chinese = {case.source for case in cases if is_chinese(case.question)}
     sources = sorted({case.source for case in cases})
     return {"zh": [s for s in sources if s in chinese], "en": [s for s in sources if s not in chinese]}
-
-
-def _is_chinese(case: Case) -> bool:
-    from knowledge.terms import is_chinese
-
-    return is_chinese(case.question)
 
 
 def _chooser(cases: Sequence[Case], sources: Sequence[str]) -> Callable[[str], np.ndarray]:
@@ -208,7 +229,7 @@ def fit_other_language(cases: Sequence[Case], mixed: Sequence[Case]) -> None:
             rows.append(relevance.other_features(others))
             right.append(_is_gold(others[0], case.gold))
     figures, right = np.array(rows), np.array(right)
-    weights, _ = _logistic(figures, right, LOST)
+    weights = _logistic(figures, right)
     bias = -float(np.quantile(figures[~right] @ weights, 1 - LOST))
     found = np.mean(figures[right] @ weights + bias > 0)
     print(f"OTHER_WEIGHTS = {tuple(weights.round(3).tolist())}\nOTHER_BIAS = {bias:.3f}")

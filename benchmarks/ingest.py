@@ -6,6 +6,8 @@ them shared) and plain FAISS over the embeddings, which here are those of the sa
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from .settings import Settings
 PEER = "PyPDFLoader + RecursiveCharacterTextSplitter + FAISS"
 FOLDER = Path(__file__).parent.parent / "tests" / "data" / "pdf"
 FILES = ("en_tracemonkey_two_column.pdf", "zh_modelscope_qa.pdf", "zh_poems.pdf")
+LARGE, QUESTION = 500, "How are nested loops traced?"
 SENTENCE_ENDS = tuple("。！？；.!?;:：”’）)")
 
 
@@ -45,6 +48,50 @@ def run(settings: Settings) -> Iterator[Result]:
     peer_finished = peer_reading + embedding
     yield Result.less_is_better("until all files can be searched", searchable, peer_finished, PEER, "s")
     yield Result.less_is_better("until everything is embedded", finished, peer_finished, PEER, "s")
+    yield from large(embeddings)
+
+
+def large(embeddings: LocalEmbeddings) -> Iterator[Result]:
+    """How long a book keeps its reader waiting. The peer can't be asked before all of it is embedded: no figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        book = Path(folder, "book.pdf")
+        book.write_bytes(repeated(FOLDER / FILES[0], LARGE))
+        base = knowledge.open(Path(folder, "kb"), embeddings)
+        found: dict[str, float] = {}
+
+        def ask(done: int, total: int, message: str) -> None:
+            stage = "read" if message.endswith(": read") else "begun to be embedded" if "embedded" in message else None
+            if stage and stage not in found:
+                found[stage], _ = _timed(lambda: base.search(QUESTION))
+                found[f"until {stage}"] = time.perf_counter() - start
+            if len(found) == 4:
+                raise _Enough
+
+        start = time.perf_counter()
+        with contextlib.suppress(_Enough):
+            base.ingest([book], ask)
+        base.close()
+    waited = found["until read"] - found["read"]
+    yield Result.less_is_better(f"{LARGE} pages, until words find them", waited, None, PEER, "s", "15 s at most")
+    for stage in ("read", "begun to be embedded"):
+        title = f"{LARGE} pages, first search once they are {stage}"
+        yield Result.less_is_better(title, 1000 * found[stage], None, PEER, "ms", "1,000 ms at most")
+
+
+class _Enough(Exception):
+    """Everything has been measured; embedding the rest would take many minutes."""
+
+
+def repeated(file: Path, pages: int) -> bytes:
+    """A PDF of so many pages: those of `file`, again and again."""
+    import pypdf
+
+    source, writer = pypdf.PdfReader(file), pypdf.PdfWriter()
+    for number in range(pages):
+        writer.add_page(source.pages[number % len(source.pages)])
+    book = io.BytesIO()
+    writer.write(book)
+    return book.getvalue()
 
 
 def peer_chunks(files: Sequence[Path]) -> list[str]:

@@ -45,17 +45,24 @@ def shape(name: str, checkpoint: str, **changes: int) -> Find:
     return lambda settings: shapes.make(shapes.Shape(checkpoint, changes), settings.scratch / name)
 
 
-def llama_q4_0(settings: Settings) -> Path:
-    target = settings.scratch / f"{LLAMA}-Q4_0.gguf"
-    return gguf_files.once(target, partial(gguf_files.as_q4_0, llama_shape(settings)))
+def q4_0(name: str, find: Find) -> Find:
+    """A made checkpoint as llama.cpp's Q4_0."""
+
+    def made(settings: Settings) -> Path:
+        return gguf_files.once(settings.scratch / f"{name}-Q4_0.gguf", partial(gguf_files.as_q4_0, find(settings)))
+
+    return made
 
 
 LLAMA = "LLaMA-7B-8-layers"
 llama_shape = shape(LLAMA, "huggyllama/llama-7b", num_hidden_layers=8)
+LLAMA_2 = "LLaMA-7B-2-layers"
+llama_2_shape = shape(LLAMA_2, "huggyllama/llama-7b", num_hidden_layers=2)
 
 SMOLLM2 = Subject("SmolLM2-135M Q4_1", default_model, "int4", default_model, default_model, text=True)
 SMOLLM2_INT4 = Subject("SmolLM2-135M INT4", default_floats, "int4", default_model, text=True)
-LLAMA_INT4 = Subject(f"{LLAMA} INT4", llama_shape, "int4", llama_q4_0)
+LLAMA_INT4 = Subject(f"{LLAMA} INT4", llama_shape, "int4", q4_0(LLAMA, llama_shape))
+LLAMA_2_INT4 = Subject(f"{LLAMA_2} INT4", llama_2_shape, "int4", q4_0(LLAMA_2, llama_2_shape))
 LLAMA_INT8 = Subject(f"{LLAMA} INT8", llama_shape, "int8")
 LLAMA_FP16 = Subject(f"{LLAMA} FP16", llama_shape, "fp16")
 CHATGLM2, BLOOM, BAICHUAN = (

@@ -98,7 +98,7 @@ def answer(
     def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:
         history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
         words = partial(wording, question.text)
-        make = partial(plan, loaded, history, words, passages, question.system, question.reply, effort)
+        make = partial(plan, loaded, history, words, passages, question.system, question.reply, effort, quoting=wording)
         return summarising(loaded, history, make, question.summary) if question.summarise else make()
 
     def make_continuing(loaded: LoadedModel, effort: Effort) -> Plan:
@@ -155,7 +155,7 @@ def _searching(search: Callable[[], T]) -> T:
 
 def wording(question: str, passages: Sequence[Passage]) -> list[str]:
     """The user's message for the model, in the question's language, in parts: an instruction, each passage with its
-    number, the question."""
+    number, the question. Of a passage without text, which stands further up, only the place is told."""
     if not passages:
         return [question]
     words = CHINESE if in_chinese(question) else ENGLISH
@@ -169,11 +169,17 @@ class Words:
     place: str
     place_with_page: str
     question: str
+    above: str  #: in place of a passage that the model has read already: short, for it is told at every turn
+    above_with_page: str
     rewrite: str
 
     def passage(self, number: int, passage: Passage) -> str:
-        place = self.place if passage.page is None else self.place_with_page
-        return f"[{number}] {place.format(name=passage.name, page=passage.page)}\n{passage.text}"
+        with_page, without = (
+            (f"{self.place_with_page}\n{{text}}", f"{self.place}\n{{text}}")
+            if passage.text
+            else (self.above_with_page, self.above)
+        )
+        return f"[{number}] " + (without if passage.page is None else with_page).format_map(vars(passage))
 
 
 ENGLISH = Words(
@@ -181,6 +187,8 @@ ENGLISH = Words(
     place="({name})",
     place_with_page="({name}, page {page})",
     question="Question: {}",
+    above="({name}, above)",
+    above_with_page="(page {page}, above)",
     rewrite="Rewrite this question so that it can be understood without our conversation. Write only the question. {}",
 )
 CHINESE = Words(
@@ -188,6 +196,8 @@ CHINESE = Words(
     place="（{name}）",
     place_with_page="（{name}，第{page}页）",
     question="问题：{}",
+    above="（{name}，见上文）",
+    above_with_page="（第{page}页，见上文）",
     rewrite="请改写下面的问题，使它脱离上文也能看懂，只写出问题。{}",
 )
 

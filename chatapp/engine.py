@@ -8,7 +8,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from models import (
     CHUNK,
     OUT_OF_MEMORY,
     BadLogitsError,
+    Blocks,
+    CachePool,
     End,
     Event,
     LoadedModel,
+    Lookup,
     Read,
     Sampling,
     Token,
+    identity,
     once_more,
     ran_out,
 )
@@ -96,17 +101,43 @@ class Source:
     asked_tier: str = "auto"  #: what the user chose
     chat_format: str | None = None  #: a name of models.chat_formats(); None is the checkpoint's own
     adapter: Path | None = None
+    #: Bytes that caches of earlier prompts may take beside the one that is at work: it follows from what is free now.
+    warm: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Where on disk what was read is kept for the next start: a folder, and the bytes that it may take."""
+
+    folder: Path
+    limit: int
+
+    def blocks(self, loaded: LoadedModel) -> Blocks | None:
+        """Those of this model; None where its prompts can't be reused, or the disk does not allow it."""
+        if not loaded.model.causal_prompt:
+            return None
+        try:
+            return Blocks(self.folder, self.limit, identity(loaded), loaded.needs.cache(loaded.tier, 1))
+        except (OSError, models.CheckpointError):
+            return None  # nothing depends on it; what can't be written or is gone is said where something does
 
 
 class Engine:
     """Requests are served one at a time, in the order they came."""
 
     def __init__(
-        self, loader: Callable[..., LoadedModel] = models.load, free_memory: Callable[[], int] = free_memory
+        self,
+        loader: Callable[..., LoadedModel] = models.load,
+        free_memory: Callable[[], int] = free_memory,
+        warm: Warm | None = None,
     ) -> None:
         self._loader = loader
         self._free_memory = free_memory
+        self._warm = warm
+        self._blocks: Blocks | None = None
         self._loaded: LoadedModel | None = None
+        self._caches: CachePool | None = None  #: of the loaded model, and gone with it
+        self._draft: Lookup | None = None  #: what it has learnt of the loaded model's passes
         self._source: Source | None = None
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
@@ -131,8 +162,9 @@ class Engine:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the loaded model's weights."""
-        return self._loaded.nbytes if self._loaded else 0
+        """Bytes of the loaded model's weights, and of the caches that go with it."""
+        loaded, caches = self._loaded, self._caches  # a load on another thread lets go of them
+        return 0 if loaded is None or caches is None else loaded.nbytes + caches.nbytes
 
     @property
     def chat_format(self) -> str | None:
@@ -175,7 +207,7 @@ class Engine:
         return True
 
     def _replace(self, source: Source) -> None:
-        self._loaded = self._source = None
+        self._loaded = self._source = self._caches = None
         self.status = Status("loading", source.name)
         try:
             loaded = once_more(
@@ -210,6 +242,10 @@ class Engine:
     def _talk(self, loaded: LoadedModel, source: Source) -> None:
         chat = loaded.chat_format  # reads the tokenizer: a missing file is said before the first question
         self._loaded, self._source = loaded, source
+        budget = loaded.needs.cache(loaded.tier, loaded.context) + source.warm
+        self._draft = Lookup()
+        self._blocks = self._warm and self._warm.blocks(loaded)
+        self._caches = CachePool(loaded, budget, partial(self._make_room, loaded), (Cancelled,), self._blocks)
         self.status = Status(
             "ready",
             source.name,
@@ -260,7 +296,8 @@ class Engine:
                 yield Summarising()
                 plan = self._summarised(loaded, plan, plan.aside, cancel)
             plan = plan.continued(written.ids)
-            yield plan
+            ids = plan.prompt.ids
+            yield plan.reusing(self._caches.reusable(ids, len(ids) + plan.reply))
             _raise_if(cancel)
             try:
                 events = self._generate(loaded, plan, effort.chunk, options, cancel)
@@ -269,6 +306,7 @@ class Engine:
             except OUT_OF_MEMORY as error:
                 if not ran_out(error):
                     raise
+                self._caches.clear()
                 tried = Effort(len(plan.passages), plan.exchanges, effort.chunk)
                 effort = next((less for rung in rungs if (less := rung(tried)) != tried), None)
                 if effort is None:
@@ -292,30 +330,40 @@ class Engine:
     ) -> Iterator[Event]:
         prompt, window = plan.prompt, len(plan.prompt.ids) + plan.reply
         sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
-        self._expect(loaded, loaded.needs.cache(loaded.tier, window))
-        cache = loaded.new_cache(window)
-        cache.on_layer = lambda layer: _raise_if(cancel)
-        events = models.generate(
-            loaded,
-            prompt.ids,
-            sampling,
-            cache,
-            stop_ids=prompt.stop_ids,
-            stop_texts=prompt.stop_texts,
-            begun=prompt.begun,
-            chunk=chunk,
-        )
-        with closing(events):
-            for event in events:
-                yield event
-                if not isinstance(event, End):
-                    _raise_if(cancel)
-                if isinstance(event, Read) and event.done < event.total:
-                    self._expect(loaded, loaded.scratch(window, chunk))
+        with self._caches.lend(prompt.ids, window) as loan:
+            loan.cache.on_layer = lambda layer: _raise_if(cancel)
+            events = models.generate(
+                loaded,
+                prompt.ids,
+                sampling,
+                loan.cache,
+                stop_ids=prompt.stop_ids,
+                stop_texts=prompt.stop_texts,
+                begun=prompt.begun,
+                chunk=chunk,
+                draft=self._draft,
+            )
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Token) and event.id is not None:
+                        loan.ids.append(event.id)
+                    if isinstance(event, End) and self._blocks is not None:
+                        read = event.timings.prompt_tokens - event.timings.reused
+                        self._blocks.measured(read, event.timings.read_seconds)
+                    yield event
+                    if not isinstance(event, End):
+                        _raise_if(cancel)
+                    if isinstance(event, Read) and event.done < event.total:
+                        self._make_room(loaded, loaded.scratch(window, chunk))
 
-    def _expect(self, loaded: LoadedModel, nbytes: int) -> None:
-        """Raises MemoryError where the CPU has not so much left: Linux would not refuse it, but end the program."""
-        if loaded.device.type == "cpu" and (free := self._free_memory()) < nbytes:
+    def _make_room(self, loaded: LoadedModel, nbytes: int) -> None:
+        """Gives up caches of earlier prompts where the CPU has not so much left.
+
+        Raises MemoryError where that is not enough: Linux would not refuse it, but end the program.
+        """
+        if loaded.device.type != "cpu":
+            return
+        if (free := self._caches.free(nbytes, self._free_memory)) < nbytes:
             raise MemoryError(f"{nbytes / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free")
 
     def _progress(self, done: int, total: int) -> None:

@@ -50,6 +50,7 @@ class Ledger:
     entries: tuple[Entry, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     summary: Summary | None = None  #: what stands for the oldest exchanges, where one was asked for
+    reused: int = 0  #: tokens of the prompt that were read for an earlier one, and are not read again
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ledger:
@@ -57,7 +58,7 @@ class Ledger:
         entries = tuple(Entry(**entry) for entry in data["entries"])
         left_out = tuple(LeftOut(**each) for each in data["left_out"])
         summary = Summary(**data["summary"]) if "summary" in data else None
-        return cls(data["context"], data["reply"], entries, left_out, summary)
+        return cls(data["context"], data["reply"], entries, left_out, summary, data.get("reused", 0))
 
     @property
     def prompt(self) -> int:
@@ -96,6 +97,8 @@ class Ledger:
             "prompt": self.prompt,
             "reply": self.reply,
             "free": self.free,
+            "reused": self.reused,
+            "read": self.prompt - self.reused,
             "entries": [_known(entry) for entry in self.entries],
             "left_out": [_known(each) for each in self.left_out],
             **({"summary": asdict(self.summary)} if self.summary else {}),

@@ -62,6 +62,7 @@ class Plan:
     device: str | None
     memory: Memory
     reason: str
+    left: int = 0  #: bytes that are free beyond that
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", conte
     window = _longest_window(needs, chosen, least, longest)
     memory = measure(needs, chosen.tier, chosen.place.kind, window)
     reason = _reason(needs, chosen, options, window, memory)
-    return Plan(chosen.tier, window, chosen.place.device, memory, reason)
+    return Plan(chosen.tier, window, chosen.place.device, memory, reason, chosen.place.free - memory.total)
 
 
 def measure(needs: Footprint, tier: str, kind: str, window: int) -> Memory:

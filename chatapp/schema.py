@@ -35,7 +35,8 @@ create table message (
     state text not null,            -- of a reply: writing, done, stopped, failed, nothing_found or interrupted
     failure text not null,
     reason text,                    -- why generation ended: stop, length or window
-    ledger text                     -- JSON: what its window was spent on, as Ledger.as_json gives it
+    ledger text,                    -- JSON: what its window was spent on, as Ledger.as_json gives it
+    evidence text                   -- JSON: what its sentences draw on, as Evidence.as_json gives it
 );
 create index message_of_conversation on message (conversation, id);
 
@@ -62,7 +63,7 @@ create trigger conversation_removed after delete on conversation begin
 end;
 """
 
-#: From each former version to the next. Version 1 kept a conversation's messages one after the other.
+#: From each former version to the present one. Version 1 kept a conversation's messages one after the other.
 MIGRATIONS: Mapping[int, str] = {
     1: f"""
 alter table conversation rename to former_conversation;
@@ -74,15 +75,12 @@ insert into conversation (id, title, changed, preferences, leaf)
     from former_conversation order by rowid;
 insert into message
     select id, conversation, lag(id) over (partition by conversation order by id), role, content, ids, model, null,
-           sources, 'done', '', null, null
+           sources, 'done', '', null, null, null
     from former_message order by id;
 drop table former_message;
 drop table former_conversation;
 """,
-    2: """
--- JSON: {"quote": {"name", "page", "start", "end", "text", "draft"}, "searched_for", "chat"}, what is there of these
-alter table message add column evidence text;
-""",
+    2: "alter table message add column evidence text;",
 }
 
 
@@ -102,9 +100,9 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError("it is damaged")
     connection.create_function("indexed", 1, indexed, deterministic=True)
     connection.execute("pragma journal_mode = wal")
-    steps = [MIGRATIONS[number] for number in range(version, VERSION)] if tables else [SCHEMA, MIGRATIONS[2]]
     if version < VERSION:
-        connection.executescript(f"begin; {''.join(steps)} pragma user_version = {VERSION}; commit;")
+        change = MIGRATIONS[version] if tables else SCHEMA
+        connection.executescript(f"begin; {change} pragma user_version = {VERSION}; commit;")
     connection.execute("pragma foreign_keys = on")  # only now: tables that others refer to were being replaced
     with connection:
         connection.execute("delete from conversation where deleted is not null")

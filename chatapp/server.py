@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api import add_routes
 from .conversations_api import add_conversation_routes
+from .pages_api import add_page_routes
 from .session import Chat
 from .settings import Settings, SettingsError, is_loopback
 
@@ -90,7 +91,9 @@ class UnhurriedEvents:
 def _with_policy(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["content-security-policy"] = POLICY
+            headers = MutableHeaders(scope=message)
+            stricter = headers.get("content-security-policy")
+            headers["content-security-policy"] = f"{stricter}; {POLICY}" if stricter else POLICY
         await send(message)
 
     return sending
@@ -118,6 +121,7 @@ def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
     app = FastAPI(title="Quatrain", docs_url=None, redoc_url=None, openapi_url=None)
     add_routes(app, chat.engine, chat.library)
     add_conversation_routes(app, chat)
+    add_page_routes(app, chat.library)
     app = mount_page(app)
     app.add_middleware(UnhurriedEvents)
     app.add_middleware(ThisMachineOnly)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from knowledge import KnowledgeBaseError, Passage
+from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
 from models import End, Read, Token
 
 from .answering import Found, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
+from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
@@ -55,7 +56,6 @@ class Reply:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     sources: list[Mapping[str, Any]] = field(default_factory=list)
-    evidence: Mapping[str, Any] | None = None  #: as StoredMessage has it
     searched: bool = False  #: documents were asked
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
@@ -69,17 +69,18 @@ class Reply:
     model: str | None = None
     chat_format: str | None = None
     ledger: Mapping[str, Any] | None = None  #: as it was kept, until there is another plan
+    evidence: Evidence = field(default_factory=Evidence)  #: what its sentences draw on, as far as they are cited
+    citing: Citing | None = None
 
     @property
     def nothing_found(self) -> bool:
-        chat = (self.evidence or {}).get("chat", False)
-        return self.searched and not chat and (self.unanswered or not self.sources)
+        return self.searched and not self.evidence.chat and (self.unanswered or not self.sources)
 
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
         self.text, self.ids, self.sources = kept.content, list(kept.ids or ()), list(kept.sources)
         self.model, self.chat_format, self.ledger = kept.model, kept.chat_format, kept.ledger
-        self.evidence = kept.evidence
+        self.evidence = Evidence.from_json(kept.evidence)
 
     def kept(self) -> StoredMessage:
         """The reply as it goes to disk."""
@@ -95,8 +96,21 @@ class Reply:
             self.failure,
             self.end.reason if self.end else None,
             self.plan.ledger.as_json() if self.plan else self.ledger,
-            self.evidence,
+            self.evidence.as_json(),
         )
+
+    def cite(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
+        """From now on the reply's sentences are held against these passages, with the embeddings of `base`."""
+        self.end_citing()
+        self.evidence.cited = []
+        if passages:
+            self.citing = Citing(base, passages)
+
+    def end_citing(self) -> None:
+        """Waits for the citations that are not found yet."""
+        if self.citing is not None:
+            self.evidence.cited = list(self.citing.end())
+            self.citing = None
 
 
 @dataclass(frozen=True)
@@ -169,11 +183,13 @@ class Chat:
             reply.take_up(path[-1])
             reply.number = number  # from here on it is written, with what it had said before
             question = self._question(conversation, path, base)
+            reply.evidence.base = base or reply.evidence.base
             reply.searched = bool(base) and question.mode != "chat"
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):  # known now: no other model can be loaded before the end
                         reply.model, reply.chat_format = self.engine.status.writer, self.engine.status.chat_format
+                        reply.cite(question.base or self._base_of(reply), event.passages)
                     _note(reply, event)
                     save.soon()
                     yield reply
@@ -186,8 +202,18 @@ class Chat:
         finally:
             if reply.state not in FINAL:
                 reply.state = "stopped"  # nobody listens any more
+            reply.end_citing()
             save.now()
         yield reply
+
+    def _base_of(self, reply: Reply) -> KnowledgeBase | None:
+        """The knowledge base that a reply which goes on was given its passages from, if it is still there."""
+        if reply.evidence.base is None:
+            return None
+        try:
+            return self.library.open(reply.evidence.base)
+        except (LibraryError, KnowledgeBaseError, FetchError):
+            return None
 
     def _question(self, conversation: str, path: Sequence[StoredMessage], base: str | None) -> Question:
         """What is to be answered, at the end of the path; its last message is the reply, which may have begun."""
@@ -213,7 +239,7 @@ class Chat:
         return replace(
             question,
             begun=Turn("assistant", begun.content, begun.ids, begun.model),
-            passages=tuple(Passage(**source, document="") for source in begun.sources),
+            passages=_passages(begun),
         )
 
 
@@ -222,9 +248,14 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
     turns = []
     for asked, replied in pairwise(messages):
         if (asked.role, replied.role) == ("user", "assistant") and replied.content:
-            turns.append(Turn("user", asked.content))
+            turns.append(Turn("user", asked.content, passages=_passages(replied)))
             turns.append(Turn("assistant", replied.content, replied.ids, replied.model))
     return turns
+
+
+def _passages(reply: StoredMessage) -> tuple[Passage, ...]:
+    """What a reply was given."""
+    return tuple(Passage(**source, document="") for source in reply.sources)
 
 
 def _cited(messages: Sequence[StoredMessage]) -> tuple[str, ...]:
@@ -271,13 +302,14 @@ def _note(reply: Reply, event: Any) -> None:
         case Found(passages=passages) | Plan(passages=passages):
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
             reply.unanswered = isinstance(event, Found) and not event.answered
+            if any(passage.document for passage in passages):  # those of a reply that goes on are known by their texts
+                reply.evidence.documents = [passage.document for passage in passages]
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
             else:
-                shown = {"searched_for": event.searched_for, "chat": event.chat}
-                reply.evidence = {name: value for name, value in shown.items() if value} or None
+                reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
-            reply.evidence = {**(reply.evidence or {}), "quote": quote_data(event)}
+            reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
         case Summarising():
@@ -289,6 +321,9 @@ def _note(reply: Reply, event: Any) -> None:
                 reply.text = ""  # the first token of a reply that goes on tells its text from the start
             reply.state = "writing"
             reply.text += text
+            if reply.citing is not None:
+                reply.citing.feed(text)
+                reply.evidence.cited = list(reply.citing.so_far())
             if token is not None:
                 reply.ids.append(token)
         case End():

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import platformdirs
 
-from .hardware import Machine
+from .hardware import GIB, Machine
 
 #: For PyTorch's threads, to be set before it is imported: where they wait for long, they take the processor from the
 #: kernels' own. With two threads a prompt of 1,024 tokens is read a third sooner (docs/benchmarks.md).
@@ -19,6 +19,10 @@ THREADING = {"GOMP_SPINCOUNT": "2000"}
 
 TIERS = ("auto", "int4", "int8", "fp16")
 LANGUAGES = ("auto", "zh", "en")
+
+
+#: GiB on disk for what was read of documents and conversations, so that the next start need not read it again.
+WARM = 4.0
 
 
 class SettingsError(ValueError):
@@ -43,6 +47,7 @@ class Settings:
     checkpoints: Path | None
     lang: str
     summarise: bool = False
+    warm: float = WARM
     plan: bool = False
     inspect: Path | None = None
     json: bool = False
@@ -60,6 +65,10 @@ class Settings:
             raise SettingsError(f"--port {self.port} is no port; give a number from 1 to 65535.")
         if self.context is not None and self.context < 64:
             raise SettingsError(f"--context {self.context} is too small to hold a question; give at least 64.")
+        if not 0 <= self.warm < 2**20:
+            raise SettingsError(
+                f"--warm {self.warm:g} is no size in GiB; give a number such as 4, or 0 to keep nothing."
+            )
         if self.plan and self.inspect is not None:
             raise SettingsError("--plan and --inspect print different things; choose one.")
         if not self.plan and self.inspect is None and (self.json or self.assume is not None):
@@ -76,6 +85,11 @@ class Settings:
             return None if self.assume is None else Machine.assume(self.assume)
         except ValueError as error:
             raise SettingsError(f"--assume {error}") from error
+
+    @property
+    def warm_bytes(self) -> int:
+        """Bytes on disk that keys and values of conversations may take; 0: none are kept."""
+        return int(self.warm * GIB)
 
     @property
     def checkpoint_folders(self) -> tuple[Path, ...]:
@@ -109,6 +123,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         action="store_true",
         default=default("SUMMARISE", None) is not None,
         help="let the model sum up the oldest turns when they no longer fit",
+    )
+    parser.add_argument(
+        "--warm",
+        type=float,
+        default=default("WARM", str(WARM)),
+        help="GiB on disk for what was read, so that it need not be read again after a start; 0: nothing is kept",
     )
     parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
     parser.add_argument("--inspect", type=_path, help="print what a path is, what it lacks and takes, load nothing")

@@ -16,6 +16,9 @@ from .hardware import Machine, detect
 from .planner import plan_for
 from .settings import Settings
 
+#: The share of the memory that a plan leaves which caches of earlier prompts may take: other programs want some too.
+WARM_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class Fetching:
@@ -90,8 +93,18 @@ class Startup:
             raise EngineError(f"{name} could not be loaded: {reason}") from error
         if plan.tier is None or plan.device is None:
             raise EngineError(f"{name} could not be loaded: {plan.reason}")
-        store = settings.data / "quantized"
-        return Source(name, path, plan.tier, plan.context, plan.device, store, plan.reason, asked, adapter=adapter)
+        return Source(
+            name,
+            path,
+            plan.tier,
+            plan.context,
+            plan.device,
+            settings.data / "quantized",
+            plan.reason,
+            asked,
+            adapter=adapter,
+            warm=int(WARM_SHARE * plan.left),
+        )
 
     def with_adapter(self, adapter: Path | None) -> Source:
         """What is loaded, with another adapter or none. Raises EngineError."""

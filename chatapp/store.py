@@ -57,8 +57,7 @@ class StoredMessage:
     reason: str | None = None
     #: What its window was spent on, as Ledger.as_json gives it. It says nothing of the message itself.
     ledger: Mapping[str, Any] | None = field(default=None, compare=False)
-    #: The "quote" that was shown before it (as answering.quote_data gives it), what was "searched_for",
-    #: and whether it is "chat" all the same, since the documents do not say.
+    #: What its sentences draw on, as Evidence.as_json gives it.
     evidence: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
@@ -280,8 +279,9 @@ def _append(
 
 
 def _insert(connection: sqlite3.Connection, conversation: str, parent: int | None, message: StoredMessage) -> int:
+    marks = ", ".join("?" * (2 + len(COLUMNS.split(", "))))
     cursor = connection.execute(
-        f"insert into message (conversation, parent, {COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"insert into message (conversation, parent, {COLUMNS}) values ({marks})",
         (conversation, parent, *_columns(message)),
     )
     return int(cursor.lastrowid or 0)
@@ -324,13 +324,11 @@ def _columns(message: StoredMessage) -> tuple[str | None, ...]:
         message.state,
         message.failure,
         message.reason,
-        _json_or_none(message.ledger),
-        _json_or_none(message.evidence),
+        *(
+            None if each is None else json.dumps(each, ensure_ascii=False)
+            for each in (message.ledger, message.evidence)
+        ),
     )
-
-
-def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _message(
@@ -348,8 +346,8 @@ def _message(
 ) -> StoredMessage:
     kept = tuple(json.loads(ids)) if ids else None
     read = tuple(json.loads(sources))
-    spent, shown = (json.loads(text) if text else None for text in (ledger, evidence))
-    return StoredMessage(role, content, kept, model, read, chat_format, state, failure, reason, spent, shown)
+    spent, cited = (json.loads(each) if each else None for each in (ledger, evidence))
+    return StoredMessage(role, content, kept, model, read, chat_format, state, failure, reason, spent, cited)
 
 
 def _conversation(id: str, title: str, changed: str, preferences: str) -> Conversation:

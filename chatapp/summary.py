@@ -13,10 +13,14 @@ LONGEST = 128
 
 @dataclass(frozen=True)
 class Summary:
-    """What the model wrote about the first `exchanges` exchanges of a conversation."""
+    """What the model wrote about the first `exchanges` exchanges of a conversation.
+
+    The window was filled anew with it: of the first `bare` exchanges none stands there with its passages.
+    """
 
     text: str
     exchanges: int
+    bare: int = 0
 
     def message(self) -> str:
         """What the model is told."""

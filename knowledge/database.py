@@ -16,6 +16,7 @@ from knowledge.pages import Page, PasswordError, plain
 from knowledge.splitter import Chunk, passage
 
 _VERSION = 2
+_START = 40  # characters of a text by which its chunk is known
 # Ids of chunks are never used twice (AUTOINCREMENT), so that a vector left over from a removed chunk can't pass for
 # that of a new one.
 _SCHEMA = f"""
@@ -336,6 +337,14 @@ class Database:
         """The pages of a document as they were read, each in one block."""
         query = "SELECT page, label, text FROM pages WHERE document = ? ORDER BY position"
         return [replace(plain(number, text), label=label) for number, label, text in self.rows(query, (document,))]
+
+    def headings_over(self, document: str, page: int | None, text: str) -> str:
+        """The headings of the chunk in which `text` stands or begins, with " > " between; "" if there are none."""
+        rows = self.rows(
+            "SELECT headings FROM chunks WHERE document = ? AND page IS ? AND instr(text, ?) ORDER BY position LIMIT 1",
+            (document, page, text[:_START]),
+        )
+        return rows[0][0] if rows else ""
 
     def chunk_ids(self, document: str) -> list[int]:
         """The ids of a document's chunks, ascending."""

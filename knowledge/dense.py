@@ -52,9 +52,13 @@ class Dense:
         self._refresh()
         return len(self._ids) > 0
 
+    def measure(self) -> None:
+        """See to it that `background` is at hand. It needs no lock of the owner's."""
+        _ = self.background
+
     @functools.cached_property
     def background(self) -> Background:
-        """Measured once for each model, which takes seconds. It needs no lock of the owner's."""
+        """Measured once for each model in each base, which takes seconds."""
         measured = self._database.background(self.model)
         if measured is not None:
             return Background.from_json(measured)

@@ -4,11 +4,15 @@ import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from knowledge import boxes
+from knowledge.cite import Citer
+from knowledge.context import Context, context
 from knowledge.database import UNFINISHED, Database, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
@@ -29,6 +33,7 @@ from knowledge.retrieval import (
     meaning,
 )
 from knowledge.retriever import PassageRetriever
+from knowledge.splitter import HEADING_SEPARATOR
 from knowledge.vectors import unit_rows
 
 DATABASE_NAME = "knowledge.db"
@@ -95,17 +100,44 @@ class KnowledgeBase:
         """What was read of a document. Raises LookupError for an unknown document."""
         return self._database.pages(self._known(document_id).id)
 
+    def draw(self, document_id: str, page: int, scale: float) -> bytes:
+        """A page of a PDF (from 1) as PNG, `scale` dots a point. Raises LookupError and DocumentError.
+
+        A locked file can be shown only by the process to which its password was given."""
+        document, password = self._known(document_id), self._queue.password(document_id)
+        return boxes.draw(self._queue.original(document).read_bytes(), page, scale, password, document.name)
+
+    def boxes(self, document_id: str, page: int, text: str) -> list[boxes.Box]:
+        """Where `text` stands on a page of a PDF, as `knowledge.boxes.boxes` says. Raises as `draw` does."""
+        document, password = self._known(document_id), self._queue.password(document_id)
+        return boxes.boxes(self._queue.original(document).read_bytes(), page, text, password, document.name)
+
+    def context(self, document_id: str, page: int | None, text: str) -> Context | None:
+        """`text` where it stands in what was read of a document; None if it is not there. Raises LookupError."""
+        found = context(self.pages(document_id), page, text)
+        if found is None:
+            return None
+        headings = self._database.headings_over(document_id, found.page, found.passage)
+        return replace(found, headings=tuple(headings.split(HEADING_SEPARATOR)) if headings else ())
+
+    def citer(self, passages: Sequence[str]) -> Citer:
+        """What cites an answer from these passages; it may take seconds to get the embedding model ready."""
+        return Citer(passages, self._dense.embeddings, self._dense.background)
+
     def _known(self, document_id: str) -> StoredDocument:
         document = self._database.document(document_id)
         if document is None:
             raise LookupError(f"knowledge base {self.name} has no document {document_id}")
         return document
 
-    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE) -> Findings:
-        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to."""
+    def find(self, question: str, k: int = 5, where: Where = EVERYWHERE, method: str = "both") -> Findings:
+        """The `k` passages that answer `question` best, by meaning and by words, and whether they are likely to.
+
+        method: "both", or one of them alone: "words", "meaning".
+        """
         if not question.strip():
             return Findings()
-        return self._retrieval.find(question, k, where, self._meaning(question))
+        return self._retrieval.find(question, k, where, self._meaning(question), method)
 
     def rank(self, question: str, where: Where = EVERYWHERE) -> Ranked:
         """What `find` chooses from, for measuring and for fitting its weights."""

@@ -262,6 +262,7 @@ class Queue:
             tell(f"{document.name}: {done} of {document.chunks} passages embedded", None)
 
     def _embed_some(self, dense: Dense, chunks: Sequence[StoredChunk]) -> None:
+        dense.measure()  # before the first vector: the first question that finds one must not wait for it
         start = time.monotonic()
         vectors = dense.embed(chunks)
         took = (time.monotonic() - start) / len(chunks)
@@ -323,6 +324,10 @@ class Queue:
             else _READING_SHARE + (1 - _READING_SHARE) * embedded.get(id, 0.0)
             for id, state in states.items()
         }
+
+    def password(self, id: str) -> str | None:
+        """The one that was given for a document in this process; it is kept nowhere else."""
+        return self._passwords.get(id)
 
     def original(self, document: StoredDocument) -> Path:
         return self._original(document.id, document.suffix)

@@ -29,7 +29,7 @@ _COUNT_MASK = (1 << _COUNT_BITS) - 1
 
 # Rows about the chunks themselves stand under names that no term can have.
 _LENGTH = "#length"  # the count is the number of the chunk's terms
-_CHINESE, _OTHER = "#zh", "#other"
+_CHINESE = "#zh"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS keywords (
@@ -88,10 +88,9 @@ class KeywordIndex:
         lengths = found.pop(_LENGTH, {})
         return _score(asked, found, lengths) if lengths else Matches(np.empty(0, np.int64), np.empty(0), {})
 
-    def languages(self) -> dict[str, np.ndarray]:
-        """The ids of the chunks in each language, ascending, int64: "zh" and "other", those that there are."""
-        found = self._read([_CHINESE, _OTHER])
-        return {name.removeprefix("#"): np.sort(_ids(blocks)) for name, blocks in found.items()}
+    def chinese(self) -> np.ndarray:
+        """The ids of the chunks in Chinese, ascending, int64."""
+        return np.sort(_ids(self._read([_CHINESE]).get(_CHINESE, {})))
 
     def _read(self, names: Iterable[str]) -> dict[str, dict[int, np.ndarray]]:
         """term -> block -> postings, uint32."""
@@ -132,7 +131,8 @@ def _postings(chunks: Mapping[int, str]) -> dict[tuple[str, int], np.ndarray]:
     for id, text in chunks.items():
         counts = Counter(terms.terms(text))
         counts[_LENGTH] = counts.total()
-        counts[_CHINESE if terms.is_chinese(text) else _OTHER] = 1
+        if terms.is_chinese(text):
+            counts[_CHINESE] = 1
         place = (id % _BLOCK) << _COUNT_BITS
         for term, count in counts.items():
             found[term, id // _BLOCK].append(place | min(count, _COUNT_MASK))
@@ -168,4 +168,4 @@ def _places(blocks: dict[int, np.ndarray], starts: dict[int, int]) -> tuple[np.n
 
 def _ids(blocks: dict[int, np.ndarray]) -> np.ndarray:
     parts = [(postings >> _COUNT_BITS).astype(np.int64) + block * _BLOCK for block, postings in blocks.items()]
-    return np.concatenate(parts)
+    return np.concatenate([np.empty(0, np.int64), *parts])

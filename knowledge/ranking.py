@@ -1,7 +1,7 @@
 """Candidates in order: keywords, the best sentences and meaning weighed together, two languages put into one list."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -80,3 +80,23 @@ def _merge(own: list[Candidate], others: list[Candidate]) -> Iterator[Candidate]
             yield other[0]
         else:
             yield mine[0]
+
+
+def by_words(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that hold words of the question, best first."""
+    found = [candidate for candidate in candidates if candidate.keywords > 0]
+    return sorted(found, key=lambda candidate: -candidate.keywords)
+
+
+def by_meaning(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that have an embedding, nearest first."""
+    found = [candidate for candidate in candidates if candidate.nearness is not None]
+    return sorted(found, key=lambda candidate: -candidate.nearness)
+
+
+#: Ways to put candidates in order. Each of the last two is what other programs do alone, to be compared with.
+METHODS: Mapping[str, Callable[[Sequence[Candidate]], list[Candidate]]] = {
+    "both": in_order,
+    "words": by_words,
+    "meaning": by_meaning,
+}

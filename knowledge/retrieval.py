@@ -155,6 +155,11 @@ class Ranked:
     nearnesses: np.ndarray
 
 
+def judge(question: str, ranked: Ranked) -> float:
+    """How likely it is that the candidates answer, 0 to 1."""
+    return relevance.relevance(question, ranked.weights, ranked.candidates, ranked.nearnesses)
+
+
 class Retrieval:
     """Ranks the chunks of one knowledge base. `rerank` puts the best of them in order anew."""
 
@@ -165,13 +170,13 @@ class Retrieval:
 
     def chinese(self) -> np.ndarray:
         """The ids of the chunks in Chinese, ascending, int64."""
-        return self._keywords.languages().get("zh", np.empty(0, np.int64))
+        return self._keywords.chinese()
 
-    def find(self, question: str, k: int, where: Where, near: Meaning) -> Findings:
-        """The `k` best passages among the documents that `where` names, by their words and by `near`."""
+    def find(self, question: str, k: int, where: Where, near: Meaning, method: str = "both") -> Findings:
+        """The `k` best passages among the documents that `where` names, in the order of one of ranking.METHODS."""
         ranked = self.rank(question, where, near)
-        likely = relevance.relevance(question, ranked.weights, ranked.candidates, ranked.nearnesses)
-        candidates = ranked.candidates
+        candidates = ranking.METHODS[method](ranked.candidates)
+        likely = judge(question, ranked)
         if self._rerank is not None:
             candidates = self._reranked(question, candidates)
         return Findings(tuple(_passages(candidates, k)), likely)

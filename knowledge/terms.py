@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
-# Changes whenever the same text would give other terms: an index made by another version is made again.
-VERSION = f"2, Unicode {unicodedata.unidata_version}"
+# Changes whenever the same text would give other rows of the index: one made by another version is made again.
+VERSION = f"3, Unicode {unicodedata.unidata_version}"
 
 # Scripts that put no spaces between words: Han, kana, hangul.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"

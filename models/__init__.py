@@ -1,7 +1,9 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
+from .blocks import Blocks, identity
 from .chat_formats import chat_formats
+from .drafting import Lookup
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
 from .formats import is_adapter, open_adapter
@@ -10,17 +12,21 @@ from .inspection import Report, inspect
 from .loader import LoadedModel, adapted, family_of, load, load_tokenizer
 from .memory import OUT_OF_MEMORY, give_back, once_more, ran_out
 from .prompts import Prompt, shared
+from .reuse import CachePool
 from .sampling import BadLogitsError, Sampling
 
 __all__ = [
     "CHUNK",
     "OUT_OF_MEMORY",
     "BadLogitsError",
+    "Blocks",
+    "CachePool",
     "CheckpointError",
     "End",
     "Event",
     "Footprint",
     "LoadedModel",
+    "Lookup",
     "Prompt",
     "Read",
     "Report",
@@ -34,6 +40,7 @@ __all__ = [
     "footprint",
     "generate",
     "give_back",
+    "identity",
     "inspect",
     "is_adapter",
     "load",

@@ -223,6 +223,13 @@ class BaseModel(nn.Module):
         """The place of a tensor by its published name, in whichever form it was published."""
         return Place(name)
 
+    def scaled_for(self, length: int) -> int:
+        """Which keys a cache for `length` positions holds: those of another number can't be continued in it.
+
+        All are alike unless positions are scaled by the length of the sequence (dynamic NTK).
+        """
+        return 0
+
     def new_cache(
         self, length: int, dtype: torch.dtype, device: str | torch.device, prefix: Prefix | None = None
     ) -> KVCache:

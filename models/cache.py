@@ -46,9 +46,8 @@ class KVCache:
             raise ValueError(f"a cache needs room for at least one position, not {capacity}")
         self._start = 0 if prefix is None else prefix.rows
         size = (shape.layers, 1, shape.kv_heads, self._start + capacity, shape.head_dim)
-        # empty + fill: zeros() would leave the pages untouched, and memory would run out in the middle of a reply.
-        self.keys = torch.empty(size, dtype=dtype, device=device).fill_(0)
-        self.values = torch.empty(size, dtype=dtype, device=device).fill_(0)
+        self.keys = _touched(size, dtype, device)
+        self.values = _touched(size, dtype, device)
         if prefix is not None:
             self.keys[:, :, :, : self._start] = prefix.keys
             self.values[:, :, :, : self._start] = prefix.values
@@ -86,6 +85,37 @@ class KVCache:
         if length == 0:
             self.memory.clear()
 
+    def copy(self, other: KVCache, length: int) -> None:
+        """Begins with the first `length` positions of another cache of the same model; what was here is forgotten."""
+        if not 0 <= length <= min(other.length, self.capacity):
+            raise ValueError(f"can't copy {length} of {other.length} positions into a cache of {self.capacity}")
+        end = self._start + length
+        self.keys[:, :, :, :end] = other.keys[:, :, :, :end]
+        self.values[:, :, :, :end] = other.values[:, :, :, :end]
+        self.length = length
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for more positions. Beside it, only the new keys or the new values are in memory at once."""
+        self.keys = self._larger(self.keys, capacity)
+        self.values = self._larger(self.values, capacity)
+        self.capacity = capacity
+
+    def _larger(self, rows: torch.Tensor, capacity: int) -> torch.Tensor:
+        end = self._start + self.length
+        larger = _touched((*rows.shape[:3], self._start + capacity, rows.shape[4]), rows.dtype, rows.device)
+        larger[:, :, :, :end] = rows[:, :, :, :end]
+        return larger
+
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the keys and the values of some positions, each [layers, 1, kv_heads, stop - start, head_dim]."""
+        places = slice(self._start + start, self._start + stop)
+        return self.keys[:, :, :, places], self.values[:, :, :, places]
+
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+
+def _touched(size: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    # empty + fill: zeros() would leave the pages untouched, and memory would run out in the middle of a reply.
+    return torch.empty(size, dtype=dtype, device=device).fill_(0)

@@ -349,6 +349,18 @@ def step(model: BaseModel, ids: torch.Tensor, cache: KVCache | None, last: bool)
     return fused.logits(model, ids, cache, last)
 
 
+def runs(model: BaseModel, cache: KVCache) -> bool:
+    """Whether the steps that follow a prompt are made here: then each of up to MOST_ROWS rows is bitwise as alone."""
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    return (
+        type(cache) is KVCache
+        and "forward" not in vars(model)
+        and _fits(ids, cache)
+        and kernel() is not None
+        and _fused(model, cache) is not None
+    )
+
+
 def _fits(ids: torch.Tensor, cache: KVCache) -> bool:
     return (
         ids.dtype == torch.int64

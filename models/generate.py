@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import fused
 from .base import BaseModel
 from .cache import KVCache
+from .drafting import Lookup
 from .prompts import overlap
-from .sampling import Sampling, make_sampler
+from .sampling import Sampler, Sampling, make_sampler
 from .tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
@@ -25,10 +27,11 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Read:
-    """`done` of `total` prompt tokens have been read."""
+    """`done` of `total` prompt tokens have been read; `reused` of them were already in the cache."""
 
     done: int
     total: int
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class End:
-    """Why it ended: "stop" (the model), "length" (max_tokens) or "window" (no room left)."""
+    """Why it ended: "stop" (the model), "length" (max_tokens) or "window" (no room left).
+
+    `acceptance` is the share of guessed tokens that were right, None where none was guessed.
+    """
 
     reason: str
     timings: Timings
@@ -68,11 +74,11 @@ def prefill(model: BaseModel, ids: Sequence[int], cache: KVCache, chunk: int = C
     done, total = cache.length, cache.length + len(ids)
     chunk = chunk if model.causal_prompt else len(ids)
     device = cache.keys.device
-    yield Read(done, total)
+    yield Read(done, total, done)
     for start in range(0, len(ids), chunk):
         part = torch.tensor([ids[start : start + chunk]], device=device)
         logits = model(part, cache, last=True)
-        yield Read(done + start + part.shape[1], total)
+        yield Read(done + start + part.shape[1], total, done)
     yield logits[0, -1]
 
 
@@ -84,29 +90,68 @@ def generate_tokens(
     cache: KVCache,
     stop_ids: Collection[int],
     chunk: int = CHUNK,
+    draft: Lookup | None = None,
 ) -> Iterator[Read | int | str]:
-    """Read events, then ids, then the reason of the end. What the cache holds counts as read from prompt_ids."""
+    """Read events, then ids, then the reason of the end. What the cache holds counts as read from prompt_ids.
+
+    A draft is asked only where each row of a pass is bitwise what it would be alone.
+    """
     sample = make_sampler(sampling)
     seen = list(prompt_ids)
-    device = cache.keys.device
     for step in prefill(model, prompt_ids[cache.length :], cache, chunk):
         if isinstance(step, Read):
             yield step
-    logits = step
-    for count in range(1, sampling.max_tokens + 1):
-        token = sample(logits, seen)
-        if token in stop_ids:
-            yield "stop"
+    rows, guesses, seconds = step[None], [], None
+    if draft is not None and not fused.runs(model, cache):
+        draft = None
+    if draft is not None:
+        draft.begin()
+    left = sampling.max_tokens
+    while True:
+        chosen, reason = _chosen(sample, rows, guesses, seen, stop_ids, left)
+        right = sum(token == guess for token, guess in zip(chosen, guesses, strict=False))
+        cache.truncate(cache.length - len(guesses) + right)
+        if draft is not None and seconds is not None:  # there was a pass: the first row came with the prompt
+            draft.checked(len(guesses), right, seconds)
+        yield from chosen
+        left -= len(chosen)
+        if reason is not None:
+            yield reason
             return
-        seen.append(token)
-        yield token
-        if count == sampling.max_tokens:
-            break
         if cache.length == cache.capacity:
             yield "window"
             return
-        logits = model(torch.tensor([[token]], device=device), cache, last=True)[0, -1]
-    yield "length"
+        guesses = [] if draft is None else draft.propose(seen, min(left, cache.capacity - cache.length) - 1)
+        started = time.perf_counter()
+        ids = torch.tensor([[seen[-1], *guesses]], device=cache.keys.device)
+        rows = model(ids, cache, last=not guesses)[0]
+        seconds = time.perf_counter() - started
+
+
+def _chosen(
+    sample: Sampler,
+    rows: torch.Tensor,
+    guesses: Sequence[int],
+    seen: list[int],
+    stop_ids: Collection[int],
+    left: int,
+) -> tuple[list[int], str | None]:
+    """The tokens that are chosen from rows [count, vocab], as long as they are as guessed, and why they are the last.
+
+    A row is right if all guesses before it are; the last one needs none. The tokens are added to `seen`.
+    """
+    chosen: list[int] = []
+    for row, guess in zip(rows, (*guesses, None), strict=True):
+        token = sample(row, seen)
+        if token in stop_ids:
+            return chosen, "stop"
+        seen.append(token)
+        chosen.append(token)
+        if len(chosen) == left:
+            return chosen, "length"
+        if token != guess:
+            break
+    return chosen, None
 
 
 def generate(
@@ -114,7 +159,7 @@ def generate(
     prompt_ids: Sequence[int],
     sampling: Sampling | None = None,
     cache: KVCache | None = None,
-    draft: None = None,
+    draft: Lookup | None = None,
     *,
     stop_ids: Collection[int] | None = None,
     stop_texts: Sequence[str] = (),
@@ -124,7 +169,8 @@ def generate(
     """Events of one reply. `cache` may hold the first part of prompt_ids, which is then not read again.
 
     `begun` are ids at the end of prompt_ids that are the reply's own; their text comes again with the first token's,
-    since the two may share a character. stop_ids default to the checkpoint's own. Raises ValueError for a prompt that
+    since the two may share a character. `draft` guesses tokens that one pass then checks; the reply is the same without
+    it. stop_ids default to the checkpoint's own. Raises ValueError for a prompt that
     leaves no room in the window.
     """
     sampling = sampling or Sampling()
@@ -140,7 +186,7 @@ def generate(
     text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
     told = "".join(text.push(token) for token in begun)
     stops = loaded.stop_ids if stop_ids is None else stop_ids
-    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops, chunk):
+    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops, chunk, draft):
         if isinstance(step, Read):
             yield step
         elif isinstance(step, int):
@@ -152,7 +198,7 @@ def generate(
         if isinstance(step, str):
             if tail := told + text.flush():
                 yield Token(None, tail)
-            yield End(step, clock.timings())
+            yield End(step, clock.timings(), None if draft is None else draft.acceptance)
             return
 
 

@@ -1,4 +1,4 @@
-"""Tiers made from larger checkpoints, kept on disk as the kernels read them, and mapped into memory at the next start.
+"""Tiers made from larger checkpoints, kept on disk as the kernels read them: the next start only copies them.
 
 A kept tier is a folder with model.safetensors and config.json, which says what it was made from. It is written under
 another name and renamed when it is whole, so that an interrupted load leaves nothing that looks finished.
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from .base import CheckpointError
 from .formats import Checkpoint
+from .formats.shards import open_shard
 from .quantize import GROUP, PackedMatrix
 
 #: Raised when the meaning of the bytes changes: older files are made anew.
@@ -57,13 +58,13 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def read(folder: Path) -> Iterator[tuple[str, Stored]]:
-    """Names and weights, mapped and not copied. Raises DamagedError."""
+    """Names and weights, mapped one by one and not copied. Raises DamagedError."""
     described = _described(folder)
     try:
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            for name, about in described["tensors"].items():
-                yield name, _stored(about, [file.get_tensor(part) for part in about["parts"]])
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        shard = open_shard(folder / "model.safetensors")
+        for name, about in described["tensors"].items():
+            yield name, _stored(about, [shard[part]() for part in about["parts"]])
+    except (CheckpointError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamagedError(f"{folder} can't be read ({error})") from error
 
 

@@ -24,6 +24,7 @@ from .layers import (
     project,
     rope_angles,
     rope_frequencies,
+    rope_rule,
     rotate_half,
 )
 
@@ -172,6 +173,10 @@ class Model(BaseModel):
         return rope_frequencies(
             args.head_size, args.rope_theta, args.rope_scaling, args.trained_context, length, ids.device
         )
+
+    def scaled_for(self, length: int) -> int:
+        dynamic = rope_rule(self.args.rope_scaling) == "dynamic"
+        return max(length, self.args.trained_context) if dynamic else super().scaled_for(length)
 
     def is_leftover(self, name: str) -> bool:
         is_copy = name == "lm_head.weight" and self.args.tie_word_embeddings

@@ -34,9 +34,9 @@ from .formats import (
 )
 from .kept import Stored
 from .layers import Embedding
-from .memory import move_to_large_pages, trim
+from .memory import LargePages, trim
 from .prompts import ChatFormat, Message, Prompt
-from .quantize import QuantizedEmbedding, QuantizedLinear, Quants, quantize
+from .quantize import PackedMatrix, QuantizedEmbedding, QuantizedLinear, Quants, quantize
 from .registry import Architecture, empty_model, resolve
 from .tokenizer import Tokenizer
 
@@ -199,10 +199,10 @@ def load(
         return load(path, tier, device, context, None, progress, chat_format, store).with_adapter(adapter)
     checkpoint, model = _opened(Path(path), adapter)
     architecture = resolve(checkpoint.config)
+    pages = LargePages()
     for name, weight in _kept_or_made(model, checkpoint, TIERS[tier], store, progress):
-        _place(model, name, weight.to(torch.device(device)))
-        trim()  # what comes and goes between small matrices leaves holes as large as half of a small model
-    move_to_large_pages(_tensors(model))
+        _place(model, name, _held(weight.to(torch.device(device)), pages))
+    trim()
     window = min(context or model.args.context, model.args.context)
     loaded = LoadedModel(model.eval(), architecture, checkpoint, tier, torch.device(device), window, chat_format)
     return _with_prefix(loaded)
@@ -280,7 +280,7 @@ def _base(checkpoint: Checkpoint) -> Checkpoint:
 def _kept_or_made(
     model: BaseModel, checkpoint: Checkpoint, bits: int, store: Path | None, progress: Progress | None
 ) -> Iterator[tuple[str, Stored]]:
-    """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and mapped from there."""
+    """The weights of a tier: those of INT8 and INT4 are made once, kept in the store, and copied from there."""
     if store is None or bits >= 16 or 0 < checkpoint.quantized <= bits:
         return _weights(model, checkpoint, bits, progress)
     folder = kept.place(store, checkpoint, bits)
@@ -294,7 +294,14 @@ def _kept_or_made(
             warnings.warn(message, stacklevel=3)
         else:
             found = _read_kept(folder, model)
-    return _weights(model, checkpoint, bits, progress) if found is None else iter(found)
+    return _weights(model, checkpoint, bits, progress) if found is None else _taken(found)
+
+
+def _taken(weights: list[tuple[str, Stored]]) -> Iterator[tuple[str, Stored]]:
+    """Each in turn; the list lets go of it, so that it is not there twice when it is copied."""
+    weights.reverse()
+    while weights:
+        yield weights.pop()
 
 
 def _read_kept(folder: Path, model: BaseModel) -> list[tuple[str, Stored]] | None:
@@ -372,6 +379,12 @@ def stored(weight: Weight, bits: int) -> Stored:
     if bits >= 16:
         return weight.to(FLOATS[bits]) if isinstance(weight, torch.Tensor) else weight.expand(FLOATS[bits])
     return weight.pack() if isinstance(weight, Quants) and weight.bits <= bits else quantize(weight, bits)
+
+
+def _held(weight: Stored, pages: LargePages) -> Stored:
+    if isinstance(weight, torch.Tensor):
+        return pages.keep(weight)
+    return PackedMatrix(weight.bits, *weight.shape, *map(pages.keep, weight.parts()))
 
 
 def _place(model: nn.Module, name: str, weight: Stored) -> None:

@@ -171,13 +171,20 @@ class Quants:
     def pack(self) -> PackedMatrix:
         """The same numbers in the kernels' layout."""
         rows = len(self.groups)
-        whole = F.pad(self.groups, (0, 0, 0, 0, 0, -rows % ROWS)) if rows % ROWS else self.groups.contiguous()
+        whole = F.pad(self.groups, (0, 0, 0, 0, 0, -rows % ROWS)) if rows % ROWS else self.groups
+        whole = whole if _in_words(whole) else whole.contiguous()
         lanes = whole.view(torch.int32).view(-1, ROWS, *whole.shape[1:-1], whole.shape[-1] // LANE)  # 4 columns each
         blocks = (
             lanes.permute(0, 2, 3, 1).contiguous().view(torch.uint8).view(len(lanes), -1, lanes.shape[-1], ROWS, LANE)
         )
         minimums = None if self.minimums is None else _side_by_side(self.minimums)
         return PackedMatrix(self.bits, rows, self.columns, blocks, _side_by_side(self.scales), minimums)
+
+
+def _in_words(values: torch.Tensor) -> bool:
+    """Whether the bytes of a tensor, which may be a view of a file, lie so that four of them are one number."""
+    *strides, last = values.stride()
+    return last == 1 and all(stride % LANE == 0 for stride in (*strides, values.data_ptr()))
 
 
 def _rows(values: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:

@@ -16,12 +16,26 @@ from gguf import GGMLQuantizationType as Kind
 
 import models
 from benchmarks import __main__ as command
-from benchmarks import accuracy, decode, gguf_files, ingest, load, memory, minilm, prefill, process, shapes, turns
+from benchmarks import (
+    accuracy,
+    answer,
+    decode,
+    gguf_files,
+    ingest,
+    load,
+    memory,
+    minilm,
+    prefill,
+    process,
+    shapes,
+    turns,
+)
 from benchmarks.engines import child as engine
 from benchmarks.engines.ours import bytes_per_token
 from benchmarks.results import Result, as_json, table_lines
 from benchmarks.settings import Settings
 from benchmarks.subjects import Subject
+from knowledge import Passage
 from knowledge.splitter import estimate_tokens
 from models import CheckpointError, footprint
 from tests import stories260k, tiny
@@ -320,6 +334,28 @@ def answers(name: str, python: str, path: Path, **options) -> list:
         return first
 
 
+def test_a_conversation_of_a_tiny_model(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With llama.cpp as if it were absent: a follow-up reads what is new, and forced answers are quoted."""
+    config = LLAMA | {"max_position_embeddings": 4096}
+    tiny.save_folder(tmp_path / "tiny", config, tiny.byte_level_tokenizer())
+    talker = models.load(tmp_path / "tiny", "fp32")
+    text = "Once upon a time there was a clock that told stories of the sea, number {}. " * 2
+    found = [Passage("a.pdf", page, 1.0, text.format(page, page + 50), "id") for page in range(30)]
+    monkeypatch.setattr(answer, "passages", lambda talker: found)
+    monkeypatch.setattr(answer, "NEW", (200, 0, 60, 0, 60))
+    subject = Subject("tiny", path_of(tmp_path / "tiny"), "fp32", text=True)
+    results = list(answer.compare(answer.Case(subject, 1, chats=True), settings, None, talker))
+    by_turn = [[result for result in results if f"turn {turn}," in result.name] for turn in range(1, 6)]
+    assert [len(rows) for rows in by_turn] == [2, 3, 3, 3, 3]
+    assert [rows[0].target for rows in by_turn] == ["", "goal 8", "goal 5", "goal 8", "goal 5"]
+    assert all(rows[1].peer is None and rows[0].peer > 0 for rows in by_turn)
+    for rows in by_turn[1:]:
+        assert rows[2].name.endswith(": read") and rows[2].ratio >= 1
+    extractive, chat = results[-2:]
+    assert "extractive answer" in extractive.name and "free chat" in chat.name
+    assert extractive.ours > 0 and extractive.peer > 0 and chat.target == "floor 0.97"
+
+
 OURS = {"tier": "fp32", "store": "", "text": True}
 
 
@@ -406,8 +442,12 @@ def test_ingestion_beside_the_default_pipeline(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(ingest.checkpoints, "ensure_embedder", lambda data: data)
     monkeypatch.setattr(ingest, "LocalEmbeddings", lambda folder: CountingEmbeddings())
     monkeypatch.setattr(ingest, "FILES", ingest.FILES[1:])
+    monkeypatch.setattr(ingest, "LARGE", 7)  # pages
     results = {result.name: result for result in ingest.run(Settings(tmp_path, tmp_path))}
-    assert len(results) == 4 and all(result.ours > 0 and result.peer > 0 for result in results.values())
+    beside = {name: result for name, result in results.items() if result.peer is not None}
+    assert len(beside) == 4 and all(result.ours > 0 and result.peer > 0 for result in beside.values())
+    assert len(results) == 7 and all(name.startswith("7 pages") for name in results.keys() - beside.keys())
+    assert all(result.ours > 0 for result in results.values())
     assert results["until all files can be searched"].ours < results["until everything is embedded"].ours
     assert results["chunks that end with a sentence"].ratio > 1
 

@@ -222,6 +222,10 @@ def source(name: str) -> Source:
     return Source(name, Path(name))
 
 
+def test_free_memory_does_not_make_another_source() -> None:
+    assert Source("a", Path("a"), warm=1) == Source("a", Path("a"), warm=2)
+
+
 def test_nothing_is_loaded_at_first_and_a_request_says_what_to_do() -> None:
     engine = Engine(Shelf())
     assert engine.status.state == "empty"

@@ -113,7 +113,7 @@ def test_reused_cache_gives_the_same_reply(loaded: models.LoadedModel, ids: list
     cache = loaded.new_cache(100)
     run(loaded, ids[:5], cache, max_tokens=1)
     again = run(loaded, ids, cache, **options)
-    assert again[0] == Read(5, len(ids))
+    assert again[0] == Read(5, len(ids), reused=5)
     assert again[-1].timings.reused == 5
     assert (tokens(again), text(again)) == (tokens(fresh), text(fresh))
 

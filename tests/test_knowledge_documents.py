@@ -39,10 +39,37 @@ def test_ligatures_are_folded_and_split_words_joined():
     assert "ﬁ" not in text
 
 
+WRAPPED = (
+    "The committee met in the old town hall and\nresolved to ask the mayor, who was absent,\nfor a second opinion."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        (WRAPPED, WRAPPED.replace("\n", " ")),
+        (f"{WRAPPED}\n{WRAPPED}", f"{WRAPPED.replace(chr(10), ' ')}\n{WRAPPED.replace(chr(10), ' ')}"),
+        (
+            "1 Results\nThe yield of all plots was lower than\nexpected.",
+            "1 Results\nThe yield of all plots was lower than expected.",
+        ),
+        ("wheat from the northern plots 12.50\nbarley from the southern plots 13.75", None),
+        ("a row of words that is long 12\n- an item that is long as well\n- another", None),
+        (
+            "论文格式的要求是力求合规、简洁、易于实\n\n现，对用户友好。",
+            "论文格式的要求是力求合规、简洁、易于实现，对用户友好。",
+        ),
+        ("第一段到这里已经完整地结束了。\n\n第二段从这里重新开始，与上面无关。", None),
+    ],
+)
+def test_lines_that_the_page_broke_are_joined(text: str, whole: str | None):
+    assert unwrap(text) == (text if whole is None else whole)
+
+
 def test_hyphens_of_compounds_survive_a_line_end():
-    assert unwrap("a dynamically-\ntyped language", {"dynamically-typed"}) == "a dynamically-typed\nlanguage"
-    assert unwrap("a just-in-\ntime compiler") == "a just-in-time\ncompiler"
-    assert unwrap("tradi-\ntional, old") == "traditional,\nold"
+    assert unwrap("a dynamically-\ntyped language", {"dynamically-typed"}) == "a dynamically-typed language"
+    assert unwrap("a just-in-\ntime compiler") == "a just-in-time compiler"
+    assert unwrap("tradi-\ntional, old") == "traditional, old"
     assert unwrap("exper\u00ad\niment") == "experiment"
     assert unwrap("pages 10-\n12") == "pages 10-\n12"
 

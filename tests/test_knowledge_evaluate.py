@@ -21,10 +21,17 @@ def find(ranked: dict[str, str], said: set[str]):
 
 
 def test_figures():
-    ranked = {"first": "a b c", "third": "b b c a", "sixth": "b c d e f a", "two": "a c d e f b", "none": "a b"}
+    ranked = {
+        "first": "a b c",
+        "third": "b b c a",
+        "sixth": "b c d e f a",
+        "two": "a c d e f b",
+        "none": "a b",
+        "nothing": "a",
+    }
     questions = [Question(text, ("a",), "one") for text in ("first", "third", "sixth")]
-    questions += [Question("two", ("a", "b"), "other"), Question("none", ("z",), "one")]
-    report = evaluate(find(ranked, {"first", "third", "two"}), questions, NAMES)
+    questions += [Question("two", ("a", "b"), "other"), Question("none", ("z",), "one"), Question("nothing", (), "one")]
+    report = evaluate(find(ranked, {"first", "third", "two", "nothing"}), questions, NAMES)
     assert report["sources"]["one"] == {
         "hit@1": pytest.approx(1 / 3),
         "hit@5": pytest.approx(2 / 3),
@@ -33,10 +40,10 @@ def test_figures():
         "questions": 3,
     }
     assert report["sources"]["other"]["recall@5"] == 0.5 and report["all"]["hit@1"] == 0.5
-    # "sixth" has an answer and was left unanswered, "none" has none and was left unanswered
-    assert report["abstention"] == {"precision": 0.5, "recall": 1, "lost": 0.25, "questions": 1}
+    # "sixth" has an answer and was left unanswered, "none" has none and was left unanswered, "nothing" was answered
+    assert report["abstention"] == {"precision": 0.5, "recall": 0.5, "lost": 0.25, "questions": 2}
     lines = list(table(report))
-    assert len(lines) == 5 and lines[1].startswith("all") and "1 questions without an answer" in lines[-1]
+    assert len(lines) == 5 and lines[1].startswith("all") and "2 questions without an answer" in lines[-1]
 
 
 def test_gold_pages():

@@ -89,7 +89,6 @@ def test_cancel_and_resume(base, embeddings):
     assert set(states(base).values()) == {"cancelled"} and not base.unfinished
     assert len(embeddings.embedded) == 16
     assert base.search(QUESTION)[0].page == PAGE  # by its words
-    del embeddings.embedded[16:]  # what the first search measures of the model
     base.work()
     assert len(embeddings.embedded) == 16
     base.resume([file.id for file in base.status().files])

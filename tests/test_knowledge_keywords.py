@@ -110,9 +110,10 @@ def test_a_question_reads_only_its_own_terms(connection, chunks):
     assert {term for term, *_ in read} == {"著", "作", "权", "著作", "作权", "#length"}
 
 
-def test_languages(connection, index):
+def test_chunks_in_chinese(connection, index):
+    assert index.chinese().tolist() == []
     keywords.add(connection, {1: "苹果和梨", 2: "apples", 3: "git gitlab github的区别", 5_000: "The 的 of the x"})
-    assert {name: ids.tolist() for name, ids in index.languages().items()} == {"zh": [1, 3], "other": [2, 5_000]}
+    assert index.chinese().tolist() == [1, 3]
 
 
 def test_scores_of_given_chunks(connection, index):

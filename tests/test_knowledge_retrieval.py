@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import knowledge
-from knowledge import Where, ranking, retrieval
+from knowledge import Where, ranking, relevance, retrieval
 from knowledge.background import Background
 from knowledge.database import StoredChunk
 from knowledge.embedder import LocalEmbeddings
@@ -106,11 +106,23 @@ def test_a_model_that_knows_one_language_only_leaves_the_other_alone():
 def test_the_background_is_measured_once(tmp_path):
     embeddings = HashEmbeddings()
     base = knowledge.open(tmp_path / "kb", embeddings)
+    assert not embeddings.measured
     base.ingest([write(tmp_path, "a.txt", FACTS["bird"])])
-    base.search("eggs")
+    measured = list(embeddings.measured)
+    assert measured, "the first search would have to wait for it"
+    assert base.search("eggs")
     base.close()
-    embeddings.embedded.clear()
-    assert knowledge.open(tmp_path / "kb", embeddings).search("eggs") and embeddings.embedded == []
+    assert knowledge.open(tmp_path / "kb", embeddings).search("eggs") and embeddings.measured == measured
+
+
+# Relevance
+
+
+def test_the_rest_of_a_document_does_not_speak_against_its_best_passage():
+    best, near = Candidate(chunk(1, "book", 3), 0, 0, 1.0), Candidate(chunk(2, "book", 9), 0, 0, 0.9)
+    other = Candidate(chunk(3, "leaflet"), 0, 0, 0.5)
+    assert relevance.lead([best, near, other]) == relevance.lead([best, other]) == best.score - other.score
+    assert relevance.lead([best, near]) == relevance.lead([best]) > 0
 
 
 # Passages

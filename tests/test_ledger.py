@@ -264,7 +264,7 @@ def check_bytes(made: Plan, budget: dict, passages: Sequence[Passage]) -> None:
 
 
 def check_order(made: Plan, budget: dict, room: int, loaded: LoadedModel, words, history, passages, system) -> None:
-    """Nothing that had room was left out, and nothing went before what matters less."""
+    """Nothing is left out while all has room, and nothing goes before what matters less."""
 
     def size(exchanges: int, quoted: int) -> int:
         turns = [*([Turn("system", system)] if system else []), *history[len(history) - 2 * exchanges :]]
@@ -276,8 +276,8 @@ def check_order(made: Plan, budget: dict, room: int, loaded: LoadedModel, words,
     assert exchanges <= most and quoted <= (len(passages) if effort.passages is None else effort.passages)
     reasons = [each.reason for each in made.ledger.left_out if each.kind == "exchange"]
     assert reasons == ["memory"] * (len(budget["history"]) - most) + ["room"] * (most - exchanges)
-    if exchanges < most:
-        assert size(exchanges + 1, quoted if exchanges else min(1, len(passages))) > room
+    if exchanges < most:  # where the window is filled anew, half of it stays free for what comes
+        assert size(*((len(budget["history"]), len(passages)) if exchanges else (1, min(1, len(passages))))) > room
     dropped = [each for each in made.ledger.left_out if each.kind == "passage"]
     if dropped and dropped[0].reason == "room":
         assert size(min(exchanges, 1), quoted + 1) > room

@@ -55,7 +55,7 @@ def test_every_checkpoint_at_every_size_has_a_plan_or_a_sentence(footprints: dic
                     assert made.memory.total > size * GIB
                 else:
                     assert min(USEFUL, needs.context) <= made.context <= needs.context
-                    assert made.memory.total <= size * GIB
+                    assert made.memory.total + made.left == size * GIB and made.left >= 0
                     assert made.device == ("cpu" if kind == "cpu" else "cuda:0")
 
 

@@ -29,6 +29,7 @@ VALUES = {
     "data": ("/data/a", "/data/b"),
     "checkpoints": ("/more/a", "/more/b"),
     "lang": ("zh", "en"),
+    "warm": ("1.5", "2.5"),
 }
 
 
@@ -58,7 +59,9 @@ def test_a_host_of_this_machine_is_taken(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value", [("port", "0"), ("port", "70000"), ("port", "http"), ("context", "0"), ("context", "63")]
+    "name, value",
+    [("port", "0"), ("port", "70000"), ("port", "http"), ("context", "0"), ("context", "63")]
+    + [("warm", "-1"), ("warm", "nan"), ("warm", "much")],
 )
 @pytest.mark.parametrize("given_as", ["argument", "variable"])
 def test_a_number_that_can_not_be_is_one_sentence(name: str, value: str, given_as: str) -> None:
@@ -90,6 +93,12 @@ def test_the_home_folder_is_understood_where_no_shell_does(monkeypatch: pytest.M
     monkeypatch.setenv("USERPROFILE", "/home/someone")
     settings = parse(["--data=~/kept"], {"QUATRAIN_MODEL": "~/a.gguf"})
     assert (settings.data, settings.model) == (Path("/home/someone/kept"), Path("/home/someone/a.gguf"))
+
+
+def test_what_may_be_kept_on_disk_is_told_in_gib_and_can_be_nothing() -> None:
+    assert parse(["--warm", "0.5"], {}).warm_bytes == 2**29
+    assert parse([], {"QUATRAIN_WARM": "0"}).warm_bytes == 0
+    assert parse([], {}).warm_bytes == 4 * 2**30
 
 
 def test_checkpoints_are_looked_for_in_the_data_folder_too() -> None:

@@ -227,6 +227,7 @@ def test_a_source_follows_machine_and_settings(tmp_path: Path) -> None:
     source = chosen("--context", "128")
     assert (source.name, source.tier, source.context, source.device) == ("small", "fp32", 128, "cpu")
     assert source.store == tmp_path / "quantized" and "FP32" in source.reason
+    assert 7e9 < source.warm < 8.1e9  # half of what is left, for caches of earlier prompts
     assert chosen("--tier", "int8").tier == "int8"
     assert chosen("--tier", "int8", tier="int4").tier == "int4"  # the page's choice
 

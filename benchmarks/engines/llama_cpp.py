@@ -14,6 +14,8 @@ import llama_cpp
 
 from .protocol import decode, serve
 
+BATCH = 2048  #: tokens that llama.cpp reads in one go by default
+
 
 class Engine:
     def open(self, path: str, threads: int, length: int) -> None:
@@ -46,6 +48,23 @@ class Engine:
         started = time.perf_counter()
         self._next(ids)
         return time.perf_counter() - started
+
+    def forget(self) -> None:
+        self._ids = []
+
+    def reply(self, ids: list[int], new: int) -> dict[str, Any]:
+        """It goes on where its last prompt and reply differ from this one, as llama.cpp's server does."""
+        pairs = enumerate(zip(self._ids, ids[:-1], strict=False))
+        kept = next((at for at, (one, other) in pairs if one != other), min(len(self._ids), len(ids) - 1))
+        started = time.perf_counter()
+        self._forget(kept)
+        for start in range(kept, len(ids), BATCH):
+            token = self._next(ids[start : start + BATCH])
+        first = time.perf_counter()
+        answer = decode(self._next, [token], new - 1)
+        written = [token, *answer["ids"]]
+        self._ids = [*ids, *written[:-1]]
+        return {"ids": written, "first": first - started, "read": len(ids) - kept}
 
     def _forget(self, kept: int) -> None:
         """All but the first positions."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -16,6 +19,9 @@ from models.layers import Embedding
 from models.quantize import QuantizedEmbedding
 
 from .protocol import serve
+
+EVERYTHING = 2**62  #: bytes: no cache is given up
+generate = import_module("models.generate")  # the module: the package has a function of that name
 
 
 class Engine:
@@ -28,6 +34,8 @@ class Engine:
         self._loaded = models.load(path, tier, store=Path(store))
         self._text = text
         self._cache = self._loaded.new_cache(length)
+        self._pool = models.CachePool(self._loaded, EVERYTHING)
+        self._draft = models.Lookup()
         self._ids: list[int] = []
         return bytes_per_token(self._loaded)
 
@@ -53,6 +61,33 @@ class Engine:
         next(self._tokens(ids, 1))
         return time.perf_counter() - started
 
+    def forget(self) -> None:
+        self._pool.clear()
+
+    def reply(
+        self,
+        ids: list[int],
+        new: int,
+        draft: bool = False,
+        forced: list[int] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """`forced` are chosen whatever is computed; `options` are those of sampling."""
+        written, times = [], []
+        sampling = Sampling(**{"temperature": 0.0} | (options or {}) | {"max_tokens": new})
+        lookup = self._draft if draft else None
+        started = time.perf_counter()
+        with _forcing(len(ids), forced), self._pool.lend(ids, len(ids) + new) as loan:
+            read = len(ids) - loan.cache.length
+            for step in generate_tokens(self._loaded.model, ids, sampling, loan.cache, (), draft=lookup):
+                if type(step) is int:
+                    times.append(time.perf_counter())
+                    written.append(step)
+                    loan.ids.append(step)
+        acceptance = None if lookup is None else lookup.acceptance
+        first, seconds = times[0] - started, times[-1] - times[0]
+        return {"ids": written, "first": first, "read": read, "seconds": seconds, "acceptance": acceptance}
+
     def _tokens(self, ids: list[int], new: int) -> Iterator[int]:
         kept = len(ids) - 1 if ids == self._ids and self._loaded.model.causal_prompt else 0
         self._cache.truncate(min(kept, self._cache.length))
@@ -63,6 +98,16 @@ class Engine:
             return (event.id for event in events if isinstance(event, Token) and event.id is not None)
         steps = generate_tokens(self._loaded.model, ids, sampling, self._cache, ())
         return (step for step in steps if type(step) is int)
+
+
+@contextmanager
+def _forcing(prompt: int, forced: list[int] | None) -> Iterator[None]:
+    """Within it these tokens are chosen, one behind the other."""
+    if forced is None:
+        yield
+        return
+    with patch.object(generate, "make_sampler", lambda sampling: lambda logits, seen: forced[len(seen) - prompt]):
+        yield
 
 
 def bytes_per_token(loaded: models.LoadedModel) -> int:

@@ -6,6 +6,9 @@ An engine has these methods. Their seconds are measured by the engine itself, ar
     decode(ids, new)                 returns the ids that greedy choice adds, and the seconds from the first to the last
     prefill(ids)                     returns the seconds until the id that follows is known
     first(path, threads, text, ..)   loads a model and begins a reply; returns the seconds to its first token
+    forget()                         empties what is kept of earlier prompts
+    reply(ids, new, ..)              goes on where an earlier prompt and reply differ from these ids; returns the ids
+                                     that were added, the seconds to the first of them, and how many ids were read
 
 A decode that is asked again with the same ids finds them in the cache, all but the last.
 """

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 import models
-from knowledge import Ingested, KnowledgeBase, KnowledgeBaseError
+from knowledge import Ingested, KnowledgeBaseError, Status
 from knowledge.database import UNFINISHED, StoredDocument
 
 from .. import checkpoints, transfer
@@ -30,12 +30,13 @@ from ..store import StoredMessage, StoreError
 from ..texts import preferred, say
 from ..tree import Node, Tree, TreeError
 from ..words import whole_characters
-from . import render
+from . import evidence, render
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
 ALL = "*"  #: every family
+EVIDENCE = ("cite", "page", "sources")  #: links that show where a reply comes from
 
 NOTHING = (gr.skip(),) * 10
 """TURN, the outputs of a turn, unchanged: messages, sources, progress line, conversation, conversations, input, which
@@ -65,16 +66,19 @@ class Handlers:
     def open_page(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Everything that depends on the language or on what is on disk."""
         language = self.language(request)
+        base = self._known_base(kept.get("base"))
+        documents, *halting = self._looked_at(base, (), language)
         return (
             *self.show_conversation(kept.get("conversation"), request),
             kept.get("conversation"),
             self._conversations(kept.get("conversation"), language),
             *self._about(kept.get("conversation"), language),
-            *self._asked_base(kept.get("base"), language),
+            self._bases(base, language),
+            documents,
             *self._models(language),
             self.state(request),
             self._timer(),
-            *self._halting(self._known_base(kept.get("base")), language),
+            *halting,
         )
 
     def show_conversation(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -128,7 +132,10 @@ class Handlers:
             yield NOTHING
             return
         try:
-            yield from self._act(event.do, event.message, conversation, base, request)
+            if event.do in EVIDENCE:
+                yield self._evidence(event.do, [event.message, *event.more], conversation, self.language(request))
+            else:
+                yield from self._act(event.do, event.message, conversation, base, request)
         except TreeError as error:  # the page showed what another window has changed
             _warn(error)
             yield (*self.show_conversation(conversation, request), *NOTHING[3:])
@@ -159,6 +166,16 @@ class Handlers:
             case _:  # a model can write links too
                 yield NOTHING
 
+    def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
+        """The page behind a citation in the place of the sources, or these again: TURN."""
+        message, *place = numbers
+        stored = self._chat.store.tree(conversation)[message].message
+        if do == "sources" or not place:
+            shown = render.sources_pane(stored.sources, language)
+        else:
+            shown = evidence.panel(stored, evidence.View(message, *place[:2]), self._chat.library, language)
+        return (NOTHING[0], shown, *NOTHING[2:])
+
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
         """Another branch is shown, and nothing is edited any more: TURN."""
         return *self._branch(tree, language), *NOTHING[3:6], None, *NOTHING[7:]
@@ -174,22 +191,28 @@ class Handlers:
     ) -> Iterator[tuple[Any, ...]]:
         """A reply as it grows behind what was said before and what is asked now; None: it has begun already. TURN."""
         language = self.language(request)
-        shown = render.messages([*(node.message for node in before), *(asked or ())], language)
+        numbers = [node.id for node in before]
+        shown = render.messages([*(node.message for node in before), *(asked or ())], language, numbers)
         cancel = self._cancels[request.session_hash or ""] = threading.Event()
         first = gr.skip() if asked is None else shown
         yield first, gr.skip(), "", conversation, gr.skip(), _busy(), None, *NOTHING[7:]
         try:
-            reply = Reply()
+            reply, sources = Reply(), None
             for reply in _paced(start(base or None, cancel)):
                 if reply.state in FINAL or self._cancels.get(request.session_hash or "") is not cancel:
                     continue  # shown below, or the page shows another conversation by now; this one goes to disk
-                yield (*self._reply(shown, reply, language), *NOTHING[3:])
+                messages, pane, line = self._reply(shown, reply, language)
+                # Once they are shown they stay: the page of a citation may have taken their place by a click.
+                yield (messages, gr.skip() if reply.sources == sources else pane, line, *NOTHING[3:])
+                sources = list(reply.sources)
             if self._cancels.get(request.session_hash or "") is cancel:
                 kept = self._reply(shown, reply, language)
                 if reply.number is not None:  # else it never came to disk, and only the reply itself says why
                     kept = self._branch(self._chat.store.tree(conversation), language, kept[-1])
                 conversations, about = self._conversations(conversation, language), self._about(conversation, language)
-                yield (*kept, gr.skip(), conversations, _idle(), gr.skip(), *about)
+                messages, pane, line = kept
+                pane = gr.skip() if reply.sources and reply.sources == sources else pane
+                yield (messages, pane, line, gr.skip(), conversations, _idle(), gr.skip(), *about)
         finally:
             cancel.set()
 
@@ -378,8 +401,7 @@ class Handlers:
 
     def watch_base(self, base: str | None, request: gr.Request) -> tuple[Any, ...]:
         """The documents of a knowledge base, and `_halting`."""
-        language = self.language(request)
-        return self._documents(base or None, (), language), *self._halting(base or None, language)
+        return self._looked_at(base or None, (), self.language(request))
 
     def unlock(self, password: str, base: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Tries a password on the files of a knowledge base that need one."""
@@ -400,21 +422,14 @@ class Handlers:
             _warn(error)
         return self.watch_base(base, request)
 
-    def _halting(self, base: str | None, language: str) -> tuple[Any, Any, Any]:
+    def _halting(self, files: Sequence[StoredDocument], language: str) -> tuple[Any, Any, Any]:
         """The button that says Stop while files are not finished, then Carry on if some were stopped; the box for a
         password if some need one; and the timer, which asks again while files are not finished."""
-        files = self._files(base)
         states = {file.state for file in files}
         unfinished = not states.isdisjoint(UNFINISHED)
         text = say(language, "ingest_stop" if unfinished else "ingest_carry_on")
         button = gr.update(value=text, visible=unfinished or "cancelled" in states)
         return button, gr.update(visible=any(file.locked for file in files)), gr.Timer(active=unfinished)
-
-    def _files(self, base: str | None) -> Sequence[StoredDocument]:
-        try:
-            return self._chat.library.open(base).status().files if base else ()
-        except (LibraryError, FetchError, KnowledgeBaseError):
-            return ()  # what is wrong is said in the list of documents
 
     def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Makes a knowledge base: base, documents, the name's box, kept."""
@@ -448,8 +463,9 @@ class Handlers:
             named = [(Path(path), name) for path, name in files]
             for step in _watched(lambda report: knowledge_base.ingest(named, progress=report)):
                 if isinstance(step, tuple):
-                    shown = self._ingesting(knowledge_base, step, language)
-                    yield gr.skip(), shown, gr.skip(), self._halting(base, language)[0], gr.skip()
+                    status = knowledge_base.status()
+                    shown = self._ingesting(status, step, language)
+                    yield gr.skip(), shown, gr.skip(), self._halting(status.files, language)[0], gr.skip()
                 else:
                     outcomes = step
         except (LibraryError, FetchError, KnowledgeBaseError, OSError) as error:
@@ -457,15 +473,10 @@ class Handlers:
         finally:
             for path, _ in files:  # the knowledge base has its own copy
                 Path(path).unlink(missing_ok=True)
-        yield (
-            self._bases(base, language),
-            self._documents(base, outcomes, language),
-            gr.skip(),
-            *self._halting(base, language)[:2],
-        )
+        documents, button, box, _ = self._looked_at(base, outcomes, language)
+        yield self._bases(base, language), documents, gr.skip(), button, box
 
-    def _ingesting(self, base: KnowledgeBase, step: tuple[int, int, str], language: str) -> str:
-        status = base.status()
+    def _ingesting(self, status: Status, step: tuple[int, int, str], language: str) -> str:
         shown = (
             render.ingesting(*step),
             render.left(status.seconds, language),
@@ -490,13 +501,16 @@ class Handlers:
         return gr.update(choices=[(say(language, "base_none"), ""), *names], value=chosen or "")
 
     def _documents(self, base: str | None, outcomes: Any, language: str) -> str:
-        if base is None:
-            return ""
+        return self._looked_at(base, outcomes, language)[0]
+
+    def _looked_at(self, base: str | None, outcomes: Any, language: str) -> tuple[str, Any, Any, Any]:
+        """The documents of a knowledge base, and `_halting`: of one look, since the page asks every other second."""
         try:
-            files = self._chat.library.open(base).status().files
+            files = self._chat.library.open(base).status().files if base else ()
+            shown = render.documents(files, outcomes, language) if base else ""
         except (LibraryError, FetchError, KnowledgeBaseError) as error:
-            return f'<p class="hint">⚠ {render.escape(str(error))}</p>'
-        return render.documents(files, outcomes, language)
+            files, shown = (), f'<p class="hint">⚠ {render.escape(str(error))}</p>'
+        return shown, *self._halting(files, language)
 
 
 def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:

@@ -23,6 +23,8 @@ ACTIONS = Path(__file__).with_name("actions.js")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
+FOLD = '<a class="fold" href="#q-fold-0" role="button" aria-label="⇥">⇥</a>'
+
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
@@ -73,7 +75,7 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
                 centre = _centre(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_heading(label("sources")), elem_classes="heading")
+                gr.HTML(_heading(label("sources"), FOLD), elem_classes="heading")
                 sources = gr.HTML(elem_id="sources")
         parts = {**left, **centre, "sources": sources, "conversation": conversation, "editing": editing, "kept": kept}
         _connect(page, handlers, parts)
@@ -201,8 +203,8 @@ def _centre(label: Callable[[str], Any]) -> dict[str, Any]:
     }
 
 
-def _heading(text: Any) -> str:
-    return f"<h2>{text}</h2>"
+def _heading(text: Any, more: str = "") -> str:
+    return f"<h2>{text}</h2>{more}"
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from knowledge import Ingested
 from knowledge.database import StoredDocument
 
+from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
 from ..session import Reply
@@ -16,7 +18,7 @@ from ..startup import Fetching
 from ..store import Hit, StoredMessage
 from ..texts import say
 from ..tree import Node, Tree
-from . import budget
+from . import budget, evidence
 from .escaping import escape
 
 #: Those and what makes headings, lists, rules and links of a text that was typed.
@@ -42,13 +44,15 @@ def place(source: Mapping[str, Any], language: str, key: str = "page") -> str:
     return name if source["page"] is None else f"{name} · {say(language, key, page=source['page'])}"
 
 
-def messages(stored: Sequence[StoredMessage], language: str) -> list[dict[str, str]]:
-    """A kept conversation for the chat component."""
+def messages(
+    stored: Sequence[StoredMessage], language: str, numbers: Sequence[int | None] = ()
+) -> list[dict[str, str]]:
+    """A kept conversation for the chat component; `numbers` are those of its messages on disk, as far as they are."""
     return [
         {"role": message.role, "content": user(message.content)}
         if message.role == "user"
-        else {"role": "assistant", "content": _stored_reply(message, language)}
-        for message in stored
+        else {"role": "assistant", "content": _stored_reply(message, number, language)}
+        for message, number in zip_longest(stored, numbers)
     ]
 
 
@@ -60,7 +64,7 @@ def user(text: str) -> str:
 def branch(tree: Tree, language: str) -> list[dict[str, str]]:
     """The branch that is shown, with what can be done below each message."""
     path = tree.path
-    shown = messages([node.message for node in path], language)
+    shown = messages([node.message for node in path], language, [node.id for node in path])
     return [
         {**message, "content": f"{_closed(message['content'])}\n\n{_actions(tree, node, language)}"}
         for node, message in zip(path, shown, strict=True)
@@ -124,14 +128,15 @@ def exports(conversation: str, language: str) -> str:
     return f'<p class="hint">{say(language, "export")}: {" · ".join(links)}</p>'
 
 
-def _stored_reply(message: StoredMessage, language: str) -> str:
+def _stored_reply(message: StoredMessage, number: int | None, language: str) -> str:
     """A reply on disk; one that failed or was stopped before its first word says so."""
-    text = message.content
+    beside = Evidence.from_json(message.evidence)
+    text = evidence.marked(message.content, beside, number, language)
+    if not text and message.state == "nothing_found":
+        text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    if message.state == "nothing_found":
-        text = message.content or say(language, "nothing_found")
-    return assistant(_with_failure(text, message.failure), message.sources, language, message.evidence)
+    return assistant(_with_failure(text, message.failure), message.sources, language, beside)
 
 
 def _with_failure(text: str, failure: str) -> str:
@@ -140,7 +145,8 @@ def _with_failure(text: str, failure: str) -> str:
 
 def reply_message(reply: Reply, language: str) -> dict[str, str]:
     """A growing reply for the chat component."""
-    text = reply.text or ("" if reply.state in ("done", "stopped", "failed") else "…")
+    text = evidence.marked(reply.text, reply.evidence, reply.number, language)
+    text = text or ("" if reply.state in ("done", "stopped", "failed") else "…")
     if reply.nothing_found and not reply.text:
         text = say(language, "nothing_found")
     text = _with_failure(text, reply.failure)
@@ -149,22 +155,20 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
     return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence)}
 
 
-def assistant(
-    text: str, sources: Sequence[Mapping[str, Any]], language: str, evidence: Mapping[str, Any] | None = None
-) -> str:
+def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str, beside: Evidence | None = None) -> str:
     """The model's Markdown; above it what was quoted, and below it the passages that it was given, folded."""
-    head = _evidence(evidence or {}, language)
+    head = "" if beside is None else _head(beside, language)
     text = f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
     return f"{head}\n\n{text}" if head else text
 
 
-def _evidence(evidence: Mapping[str, Any], language: str) -> str:
+def _head(beside: Evidence, language: str) -> str:
     """What was searched for, the quote with its place, and that what follows is a draft."""
-    quote, searched_for = evidence.get("quote"), evidence.get("searched_for")
-    lines = [f"<small>{say(language, 'searched_for', text=escape(searched_for))}</small>"] if searched_for else []
+    quote, searched = beside.quote, beside.searched_for
+    lines = [f"<small>{say(language, 'searched_for', text=escape(searched))}</small>"] if searched else []
     if quote:
         lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
-    lines += [f"<small>{say(language, 'chat_instead')}</small>"] if evidence.get("chat") else []
+    lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
 

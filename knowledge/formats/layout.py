@@ -26,7 +26,8 @@ _HEADING_WIDTH = 80  # a longer line is no heading, in columns of ASCII
 class Line:
     """A line with its box in points, from the page's lower left corner; `size` is that of its font.
 
-    place: where it stands as a fraction of the page's height, 0 at the top.
+    place: where it stands as a fraction of the page's height, 0 at the top. start: which of the page's characters is
+    the first of `text`, the others following it one by one; None where they were recognised in a picture, in `parts`.
     """
 
     text: str
@@ -36,6 +37,8 @@ class Line:
     top: float
     size: float
     place: float
+    start: int | None = None
+    parts: tuple["Line", ...] = ()
 
 
 def unmapped(text: str) -> int:
@@ -49,7 +52,8 @@ def lines(page) -> list[Line]:
 
     text_page = page.get_textpage()
     height = page.get_height() or 1
-    codes = [pdfium.FPDFText_GetUnicode(text_page, index) for index in range(text_page.count_chars())]
+    raw = text_page.raw  # millions of calls in a book: the helper would be unwrapped in each of them
+    codes = [pdfium.FPDFText_GetUnicode(raw, index) for index in range(text_page.count_chars())]
     text = "".join(map(chr, codes))
     found, split, start = [], [], 0
     for match in [*_LINE_BREAK.finditer(text), None]:
@@ -58,7 +62,7 @@ def lines(page) -> list[Line]:
         rectangles = [text_page.get_rect(i) for i in range(pdfium.FPDFText_CountRects(text_page, start, end - start))]
         if rectangles and text[start:end].strip():
             size = pdfium.FPDFText_GetFontSize(text_page, start)
-            line = _line(text[start:end] + hyphen, rectangles, size, height)
+            line = _line(text[start:end] + hyphen, rectangles, size, height, start)
             found.append(line)
             split.append((line, start, _gap(rectangles, line.top - line.bottom)))
         start = match.end() if match else end
@@ -68,10 +72,10 @@ def lines(page) -> list[Line]:
     return found
 
 
-def _line(text: str, rectangles: Sequence[tuple[float, ...]], size: float, height: float) -> Line:
+def _line(text: str, rectangles: Sequence[tuple[float, ...]], size: float, height: float, start: int) -> Line:
     left, bottom = min(box[0] for box in rectangles), min(box[1] for box in rectangles)
     right, top = max(box[2] for box in rectangles), max(box[3] for box in rectangles)
-    return Line(text, left, bottom, right, top, round(2 * size) / 2, 1 - top / height)
+    return Line(text, left, bottom, right, top, round(2 * size) / 2, 1 - top / height, start)
 
 
 def _gap(rectangles: Sequence[tuple[float, ...]], height: float) -> tuple[float, float] | None:
@@ -94,7 +98,7 @@ class _Boxes:
             if not character.isspace() and self._text_page.get_charbox(index)[0] > middle:
                 text = line.text[: index - start].rstrip(), line.text[index - start :].lstrip()
                 left = replace(line, text=text[0], right=middle)
-                right = replace(line, text=text[1], left=self._text_page.get_charbox(index)[0])
+                right = replace(line, text=text[1], left=self._text_page.get_charbox(index)[0], start=index)
                 return [left, right]
         return [line]
 

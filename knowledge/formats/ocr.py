@@ -69,4 +69,5 @@ def _row(parts: list[Line]) -> Line:
         max(part.top for part in parts),
         first.size,
         first.place,
+        parts=tuple(parts),
     )

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from knowledge.formats import layout, ocr
 from knowledge.formats.layout import Line
@@ -11,7 +12,8 @@ from knowledge.pages import Block, DocumentError, Page, PasswordError, Report
 MAX_PAGES = 5_000
 MAX_CHARACTERS = 20_000_000  # of text, so that a small file cannot unpack into endless work
 
-_PDFIUM = threading.Lock()  # the library works for one thread at a time
+PDFIUM = threading.Lock()  # the library works for one thread at a time
+MAX_SIDE = 4_000  # dots: a poster must not take gigabytes
 _PASSWORD_NEEDED = 4  # FPDF_ERR_PASSWORD
 _OCR_SCALE = 150 / 72  # dots per point: 150 dpi, which 9-point print needs; more takes longer and reads no better
 _SCANNED = 8  # characters: a page with fewer and a picture is a scan, perhaps with a stamped page number
@@ -19,22 +21,29 @@ _SCANNED = 8  # characters: a page with fewer and a picture is a scan, perhaps w
 
 def read_pdf(data: bytes, name: str, password: str | None, report: Report) -> list[Page]:
     """Pages numbered from 1, in the file's order; those without text as OCR reads them, where that is installed."""
-    if b"%PDF-" not in data[:1024]:
-        raise DocumentError(name, _what_instead_of_pdf(data))
-    import pypdfium2
-
-    with _PDFIUM:
-        document = _open(pypdfium2, data, name, password)
-    try:
+    with opened(data, name, password) as document:
         pages, scanned = _read_pages(document, name, report)
-    finally:
-        with _PDFIUM:
-            document.close()
     if not any(pages) and scanned:
         raise DocumentError(name, ocr.missing() or "has no text, and none could be recognised in its pictures")
     if not any(pages):
         raise DocumentError(name, "has no text; check that it is the right file")
     return list(_pages(pages, scanned))
+
+
+@contextmanager
+def opened(data: bytes, name: str, password: str | None = None) -> Iterator:
+    """The pypdfium2 document in `data`, to be used under `PDFIUM`. Raises DocumentError and PasswordError."""
+    if b"%PDF-" not in data[:1024]:
+        raise DocumentError(name, _what_instead_of_pdf(data))
+    import pypdfium2
+
+    with PDFIUM:
+        document = _open(pypdfium2, data, name, password)
+    try:
+        yield document
+    finally:
+        with PDFIUM:
+            document.close()
 
 
 def _what_instead_of_pdf(data: bytes) -> str:
@@ -70,16 +79,13 @@ def _read_pages(document, name: str, report: Report) -> tuple[list[list[Line]], 
     recognise = None
     pages, unread, characters = [], set(), 0
     for index in range(len(document)):
-        with _PDFIUM:
-            lines, picture = _page_lines(document, index, name)
+        lines, picture = page_lines(document, index, name)
         if picture:
             recognise = recognise or ocr.recogniser()
             if recognise is None:
                 unread.add(index)
             else:
-                with _PDFIUM:
-                    image = _render(document, index)
-                lines = recognise(image, _OCR_SCALE)
+                lines = recognise(*picture_of(document, index))
         characters += sum(len(line.text) for line in lines)
         if characters > MAX_CHARACTERS:
             limit = f"{MAX_CHARACTERS // 1_000_000} million"
@@ -89,17 +95,18 @@ def _read_pages(document, name: str, report: Report) -> tuple[list[list[Line]], 
     return pages, unread
 
 
-def _page_lines(document, index: int, name: str) -> tuple[list[Line], bool]:
-    """The lines of a page, and whether its text has to be recognised in a picture of it."""
+def page_lines(document, index: int, name: str) -> tuple[list[Line], bool]:
+    """The lines of a page, counted from 0, and whether its text has to be recognised in a picture of it."""
     import pypdfium2
 
     try:
-        page = document[index]
-        lines = layout.lines(page)
-        text = "".join(line.text for line in lines)
-        readable = sum(map(str.isalnum, text)) - layout.unmapped(text)
-        picture = readable < _SCANNED and _has_pictures(page) or layout.unmapped(text) > 0.3 * len(text) > 0
-        page.close()
+        with PDFIUM:
+            page = document[index]
+            lines = layout.lines(page)
+            text = "".join(line.text for line in lines)
+            readable = sum(map(str.isalnum, text)) - layout.unmapped(text)
+            picture = readable < _SCANNED and _has_pictures(page) or layout.unmapped(text) > 0.3 * len(text) > 0
+            page.close()
     except pypdfium2.PdfiumError as error:
         raise DocumentError(
             name, f"is damaged on page {index + 1}; download it again, or save it anew from a PDF viewer"
@@ -113,14 +120,19 @@ def _has_pictures(page) -> bool:
     return any(page.get_objects([pdfium.FPDF_PAGEOBJ_IMAGE], max_depth=3))
 
 
-def _render(document, index: int):
-    """A picture of the page, uint8 [height, width, 3]."""
-    page = document[index]
-    width, height = page.get_size()
-    scale = min(_OCR_SCALE, 4_000 / max(width, height, 1))  # a poster must not take gigabytes
-    image = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3].copy()
-    page.close()
-    return image
+def picture_of(document, index: int) -> tuple:
+    """A picture of a page for `ocr.recogniser`: uint8 [height, width, 3], and its dots a point."""
+    with PDFIUM:
+        page = document[index]
+        scale = bounded(page, _OCR_SCALE)
+        image = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3].copy()
+        page.close()
+    return image, scale
+
+
+def bounded(page, scale: float) -> float:
+    """`scale`, in dots a point, or less where the picture of the page would be a huge one."""
+    return min(scale, MAX_SIDE / max(*page.get_size(), 1))
 
 
 def _pages(pages: Sequence[Sequence[Line]], scanned: set[int]) -> Iterator[Page]:

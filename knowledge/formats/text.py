@@ -25,6 +25,10 @@ _CJK = (
 )
 _CJK_START = re.compile(f"[{_CJK}“‘…—]")
 _CJK_UNFINISHED_END = re.compile(f"(?![。！？])[{_CJK}”’—]$")
+# A row of a table rather ends with a number, and an item of a list begins with its mark.
+_LATIN_UNFINISHED_END = re.compile("[a-zß-ɏ,’'\"”)]$")
+_WORD_START = re.compile('[("“‘]?[0-9A-Za-zÀ-ɏ]')
+_SENTENCE_END = re.compile('[.!?:;。！？：；]["”’)]*$')
 _LEADERS = re.compile(r"(?:[.·] ?){5,}|(?:… ?){3,}")  # to the page numbers of a table of contents
 _SPREAD = re.compile("(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 _IDEOGRAPH = re.compile("[\u3400-\u9fff]")
@@ -60,13 +64,13 @@ def compounds(text: str) -> set[str]:
 
 
 def unwrap(text: str, known_compounds: Set[str] = frozenset()) -> str:
-    """`text` of a page without the breaks that only its width made: in English words and between Chinese characters.
+    """`text` of a page without the breaks that only its width made: in words, in sentences.
 
     A hyphen at a line's end stays where the word is a compound elsewhere in the document (`known_compounds`).
     """
     text = "\n".join(line.strip() for line in _LEADERS.sub(" … ", text).split("\n"))
     text = _SPLIT_WORD.sub(lambda match: _whole_word(match, known_compounds), text).replace("\u00ad", "")
-    return _join_chinese_lines(text).strip()
+    return _join_wrapped_lines(text).strip()
 
 
 def close_up(line: str) -> str:
@@ -83,17 +87,31 @@ def _whole_word(match: re.Match, known_compounds: Set[str]) -> str:
     return f"{head}{hyphen}{tail}{rest}\n"
 
 
-def _join_chinese_lines(text: str) -> str:
+def _join_wrapped_lines(text: str) -> str:
     lines = text.split("\n")
     full = 0.7 * _full_width(lines)  # a shorter line ends by itself: a heading, the end of a paragraph
     joined = lines[:1]
-    for before, line in itertools.pairwise(lines):
-        wrapped = _CJK_UNFINISHED_END.search(before) and _CJK_START.match(line) and _width(before) >= full
-        if wrapped:
-            joined[-1] += line
-        else:
+    for before, line in itertools.pairwise(_without_gaps(lines, full)):
+        between = _between(before, line) if _width(before) >= full else "\n"
+        if between == "\n":
             joined.append(line)
+        else:
+            joined[-1] += between + line
     return "\n".join(joined)
+
+
+def _without_gaps(lines: list[str], full: float) -> list[str]:
+    """The lines without empty ones in the middle of a sentence, as wide spacing makes them."""
+    beside = zip(["", *lines], lines, [*lines[1:], ""], strict=False)
+    return [line for before, line, after in beside if line or _width(before) < full or _between(before, after) == "\n"]
+
+
+def _between(before: str, line: str) -> str:
+    """What stood between two lines of a page before they were set: nothing, a space, or a line end."""
+    if _CJK_UNFINISHED_END.search(before) and _CJK_START.match(line):
+        return ""
+    unfinished = _LATIN_UNFINISHED_END.search(before) or (line[:1].islower() and not before[-1:].isdigit())
+    return " " if unfinished and _WORD_START.match(line) and not _SENTENCE_END.search(before) else "\n"
 
 
 def count_wide(text: str) -> int:

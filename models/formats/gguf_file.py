@@ -77,8 +77,11 @@ class Tensor:
 
     @property
     def data(self) -> np.ndarray:
-        """Numbers in the tensor's shape, or bytes, a row for each of its rows: mapped while the array is there."""
-        mapped = np.memmap(self.path, np.uint8, "r", self.start, (self.n_bytes,))
+        """Numbers in the tensor's shape, or bytes, a row for each of its rows: mapped while the array is there.
+
+        PyTorch warns of arrays that can't be written to; what is written to this one never reaches the file.
+        """
+        mapped = np.memmap(self.path, np.uint8, "c", self.start, (self.n_bytes,))
         if self.tensor_type in NUMBER_TYPES:
             return mapped.view(NUMBER_TYPES[self.tensor_type]).reshape(self.shape)
         return mapped.reshape(*self.shape[:-1], -1)
@@ -193,19 +196,23 @@ class _Cursor:
 
     def texts(self, what: str, count: int) -> list[str]:
         """As many texts as there are: a vocabulary has 100,000, so that each must cost little."""
-        found = []
+        found, mapped, at, end = [], self.mapped, self.at, len(self.mapped)
         for _ in range(count):
             try:
-                (length,) = LENGTH.unpack_from(self.mapped, self.at)
+                (length,) = LENGTH.unpack_from(mapped, at)
             except struct.error as error:
                 raise ValueError("it ends in its header") from error
-            self.at += LENGTH.size
+            start = at + LENGTH.size
+            at = start + length
             if length > LONGEST_TEXT:
                 raise ValueError(f"its header counts {length} bytes of {what}")
+            if at > end:
+                raise ValueError("it ends in its header")
             try:
-                found.append(self.take(length).decode())
+                found.append(str(mapped[start:at], "utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{what} is no UTF-8") from error
+        self.at = at
         return found
 
     def numbers(self, key: str, kind: int, count: int) -> np.ndarray:

@@ -112,9 +112,12 @@ def _numbers(tensor: Tensor) -> torch.Tensor:
 
 
 def _blocks(tensor: Tensor, *fields: tuple[str, str, int]) -> dict[str, torch.Tensor]:
-    """The fields (name, type, count) of a quantized tensor's blocks of 32 weights, each [rows, blocks, count]."""
-    blocks = np.ascontiguousarray(tensor.data).view(np.dtype([(name, kind, (count,)) for name, kind, count in fields]))
-    parts = {name: torch.from_numpy(np.ascontiguousarray(blocks[name])) for name, _, _ in fields}
+    """The fields (name, type, count) of a quantized tensor's blocks of 32 weights, each [rows, blocks, count].
+
+    They are views of the mapped file.
+    """
+    blocks = tensor.data.view(np.dtype([(name, kind, (count,)) for name, kind, count in fields]))
+    parts = {name: torch.from_numpy(blocks[name]) for name, _, _ in fields}
     for part in parts.values():
         if part.is_floating_point():
             _finite(part, tensor.path, tensor.name)

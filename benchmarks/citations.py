@@ -1,0 +1,153 @@
+"""Citations: sentences of answers, right and changed, held against passages of which one is theirs, or none.
+
+The peer cites the passage that shares most words with a sentence. Needs the question sets in QUATRAIN_TEST_ASSETS;
+docs/citations.md says where the sentences come from. The first run embeds 550 passages, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+
+from chatapp import checkpoints
+from knowledge import terms
+from knowledge.background import Background
+from knowledge.cite import Citer
+from knowledge.embedder import LocalEmbeddings
+
+from . import question_sets
+from .results import Result
+from .settings import Settings
+
+SENTENCES = Path(__file__).parents[1] / "tests" / "data" / "alignment.jsonl"
+MORE_PASSAGES = SENTENCES.with_name("alignment_passages.jsonl")
+HALVES = ("fit", "held-out")
+CHANGED = ("number", "name", "negation")
+TIMED = 20  #: sentences
+PEER = "most words shared"
+
+
+class Case(NamedTuple):
+    """A sentence with its candidates. gold: the number of the passage that supports it, counted from 1, if one does.
+    base: of the passage that it was made from."""
+
+    kind: str
+    half: str
+    sentence: str
+    passages: list[str]
+    gold: int | None
+    base: int
+
+
+def run(settings: Settings) -> Iterator[Result]:
+    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(settings.data))
+    found = cases()
+    kept = Kept(embeddings, settings.scratch / "citations.npz")
+    background = Background.measure(embeddings)
+    cited = [Citer(case.passages, kept, background).cite(case.sentence).passages for case in found]
+    kept.save()
+    by_words = [[most_shared(case)] for case in found]
+    for half in HALVES:
+        chosen = [number for number, case in enumerate(found) if case.half == half]
+        ours, peer = ({key: values for key, values in figures(found, each, chosen)} for each in (cited, by_words))
+        for key, value in ours.items():
+            yield Result.more_is_better(f"cite {half} {key}", value, peer[key], PEER, "share")
+    yield from speed(found, embeddings, background)
+
+
+def cases() -> list[Case]:
+    """Raises KeyError where QUATRAIN_TEST_ASSETS does not say where the question sets are."""
+    sets = Path(os.environ["QUATRAIN_TEST_ASSETS"]) / "qa"
+    texts = {row["id"]: row["text"] for language in ("zh", "en") for row in question_sets.read(sets, language).passages}
+    texts |= {row["id"]: row["text"] for row in _rows(MORE_PASSAGES)}
+    return [_case(row, texts) for row in _rows(SENTENCES)]
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    return (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _case(row: dict, texts: dict[str, str]) -> Case:
+    ids = row["passages"]
+    gold = None if row["gold"] is None else ids.index(row["gold"]) + 1
+    passages = [texts[id] for id in ids]
+    return Case(row["kind"], row["half"], row["sentence"], passages, gold, ids.index(row["base"]) + 1)
+
+
+def figures(
+    found: Sequence[Case], cited: Sequence[Sequence[int]], chosen: Sequence[int]
+) -> Iterator[tuple[str, float]]:
+    """Of the chosen cases: precision and recall of the cited passage, how many changed sentences are not cited, and the
+    share of each kind that is right."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for number in chosen:
+        wanted = [] if found[number].gold is None else [found[number].gold]
+        right[found[number].kind].append(list(cited[number][:1]) == wanted)
+    hits = [found[number].gold in cited[number] for number in chosen if found[number].gold is not None]
+    yield "precision", sum(hits) / max(sum(bool(cited[number]) for number in chosen), 1)
+    yield "recall", sum(hits) / len(hits)
+    yield "changed ones refused", statistics.fmean(mark for kind in CHANGED for mark in right[kind])
+    for kind, marks in right.items():
+        yield kind, statistics.fmean(marks)
+
+
+def most_shared(case: Case) -> int:
+    said = set(terms.terms(case.sentence))
+    shared = [len(said & set(terms.terms(passage))) for passage in case.passages]
+    return int(np.argmax(shared)) + 1
+
+
+class Kept(Embeddings):
+    """Embeddings that are kept in a file from run to run."""
+
+    def __init__(self, embeddings: Embeddings, path: Path):
+        self._embeddings, self._path = embeddings, path
+        self._known = dict(np.load(path)) if path.is_file() else {}
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [
+            self._of(f"passage {text}", lambda text=text: self._embeddings.embed_documents([text])[0]) for text in texts
+        ]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._of(f"query {text}", lambda: self._embeddings.embed_query(text))
+
+    def _of(self, key: str, make: Callable[[], list[float]]) -> list[float]:
+        key = hashlib.sha256(key.encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = np.array(make(), np.float32)
+        return self._known[key]
+
+    def save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(self._path, **self._known)
+
+
+def speed(found: Sequence[Case], embeddings: Embeddings, background: Background) -> Iterator[Result]:
+    """Milliseconds for a sentence once its five passages are embedded, and for these."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sentences, passages = [], []
+    for case in found[:: len(found) // TIMED]:
+        citer = Citer(case.passages, embeddings, background)
+        start = time.perf_counter()
+        citer.prepare()
+        passages.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        citer.cite(case.sentence)
+        sentences.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    for name, seconds in (("a sentence", sentences), ("its passages, once a reply", passages)):
+        yield Result.less_is_better(f"cite time of {name}", 1000 * statistics.median(seconds), None, "", "ms")

@@ -1,0 +1,335 @@
+"""What a sentence commits itself to beside its subject: names, and what is denied or turned round.
+
+A sentence that shares all its words with a passage may still say something else; it does so by one of these (or by its
+numbers, which knowledge/numbers.py compares).
+"""
+
+import functools
+import importlib.resources
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from knowledge.terms import fold, terms
+
+_HAN_RUN = re.compile("[\u3400-\u9fff]+")
+_TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_]+(?=n['’]t\b)|[^\W_]+")
+_CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
+
+# Words with a negative character that deny nothing: taken out before negations are looked for.
+_HARMLESS = re.compile(
+    "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|无数|无线|非常|非洲|未来|没收|没落|"
+    "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|不等|不时|不错|"
+    r"\bnot only\b|\bno longer than\b|\bno matter\b|\bnorth\b|\bnotable\b"
+)
+_NEGATORS = re.compile(
+    r"^(?:不|没|未|无|非|勿|莫|否|别|not|no|never|none|nobody|nothing|neither|nor|without|cannot|n['’]t)$"
+)
+# What may stand for a negation, or be said with one: its lack or presence proves nothing.
+_SOFT = re.compile(
+    "缺|拒绝|禁止|避免|防止|失败|免|除|停止|至少|至多|最多|最长|最高|最低|只|仅|罕|独|"
+    r"\b(?:fail|lack|unable|refus|absent|except|hardly|rarely|seldom|prevent|avoid|stop|only|at (?:most|least)|"
+    r"instead|rather|deny|denied|unless)"
+)
+# How far a negation surely reaches, and how far it may, in Chinese characters and in English words.
+_NEAR, _FAR = (6, 5), (9, 7)
+_CHANCE = 0.25  # of the terms that both have: as many may be turned round by where a reach ends
+_EMPTY = frozenset(
+    "a an the of in on at to for from by with and or as that this it its is are was were be been being has have had "
+    "having do does did can could will would should any all than then there which who".split()
+)
+
+# What a sentence may turn round; one side of a row against the other.
+_OPPOSITES = tuple(
+    tuple(frozenset(side.split("|")) for side in row.split("/"))
+    for row in (
+        "增加|增长|上升|提高|上涨/减少|下降|降低|下跌",
+        "高于|大于|多于|超过|以上/低于|小于|少于|以下|不足",
+        "之前|以前/之后|以后",
+        "允许|可以/禁止|不得|不可",
+        "支持|赞成/反对",
+        "鼓励|提倡|应当|应该/避免|禁止|严禁|杜绝",
+        "成功/失败",
+        "最大|最高|最多/最小|最低|最少",
+        "最早|首先/最晚|最后",
+        "所有|全部|一切/部分|少数",
+        "开始|启用/结束|停用",
+        "increase|rise|grow|higher|more/decrease|decline|fall|lower|less|fewer",
+        "before/after",
+        "largest|biggest|highest|most/smallest|lowest|least",
+        "earliest|first/latest|last",
+        "all|every|always/few|rarely|seldom",
+        "support/oppose",
+        "allow|permit/forbid|prohibit|ban",
+        "begin|start|open/end|close",
+    )
+)
+
+
+def negations(text: str) -> list[str]:
+    """The words by which `text` denies something."""
+    return [token for token in _TOKEN.findall(_HARMLESS.sub(" ", fold(text))) if _NEGATORS.match(token)]
+
+
+def softened(text: str) -> bool:
+    """Whether something in `text` may stand for a negation."""
+    return bool(_SOFT.search(fold(text)))
+
+
+def denied(text: str, han: int, words: int) -> dict[str, set[bool]]:
+    """For each telling term of `text` whether a negation reaches it, over `han` characters or as many `words`; where it
+    occurs twice, perhaps both."""
+    found: dict[str, set[bool]] = {}
+    for clause in _CLAUSE_END.split(_HARMLESS.sub(" ", fold(text))):
+        tokens = _TOKEN.findall(clause)
+        marks: list[bool | None] = []
+        reach = 0
+        for token in tokens:
+            if _NEGATORS.match(token):
+                reach = han if _HAN_RUN.match(token) else words
+                marks.append(None)
+            else:
+                marks.append(reach > 0)
+                reach -= 1
+        pairs = pairwise([*zip(tokens, marks, strict=True), ("", None)])
+        for (token, mark), (following, next_mark) in pairs:
+            if mark is None:
+                continue
+            if not _HAN_RUN.match(token):
+                for term in terms(token) if token not in _EMPTY else ():
+                    found.setdefault(term, set()).add(mark)
+            elif _HAN_RUN.match(following) and next_mark is not None:
+                found.setdefault(token + following, set()).add(mark and next_mark)
+    return found
+
+
+@dataclass(frozen=True)
+class Polarity:
+    """How surely a sentence denies what a passage affirms (`added`), and affirms what that denies (`removed`), 0 to 1;
+    and the words by which it turns the other round."""
+
+    added: float
+    removed: float
+    opposite: tuple[str, ...] = ()
+
+
+def polarity(sentence: str, passage: str) -> Polarity:
+    added, denies = _turned(denied(sentence, *_NEAR), denied(passage, *_FAR))
+    removed, _ = _turned(denied(passage, *_NEAR), denied(sentence, *_FAR))
+    unmatched = bool(negations(sentence)) and not denies and not negations(passage)
+    return Polarity(max(added, 0.5 * unmatched), removed, tuple(opposites(sentence, passage)))
+
+
+def _turned(denying: Mapping[str, set[bool]], other: Mapping[str, set[bool]]) -> tuple[float, int]:
+    """How surely terms that are only denied in one text are only affirmed in the other, 0 to 1: two suffice. And how
+    many denied ones it has at all."""
+    shared = [term for term, marks in denying.items() if marks == {True} and term in other]
+    turned = sum(True not in other[term] for term in shared)
+    return min(turned / 2, 1) if turned > _CHANCE * len(shared) else 0.0, len(shared)
+
+
+def opposites(sentence: str, passage: str) -> Iterable[str]:
+    """Words of `sentence` whose opposite is in `passage`, where they are not."""
+    said, held = (set(terms(text)) for text in (sentence, passage))
+
+    def has(text_terms: set[str], word: str) -> bool:
+        return all(term in text_terms for term in terms(word))
+
+    for row in _OPPOSITES:
+        for one, other in (row, row[::-1]):
+            for word in one:
+                if has(said, word) and not any(has(held, each) for each in one) and any(has(held, w) for w in other):
+                    yield word
+
+
+# Names
+
+
+@dataclass(frozen=True)
+class _Lexicon:
+    words: frozenset[str]  # common English words
+    pairs: frozenset[str]  # common pairs of Chinese characters
+    places: Mapping[str, frozenset[str]]  # Chinese names, with | between -> English words for them
+
+
+@functools.cache
+def lexicon() -> _Lexicon:
+    folder = importlib.resources.files("knowledge")
+    english, chinese = (folder / "common_words.txt").read_text(encoding="utf-8").splitlines()
+    pairs = frozenset(group[0] + second for group in chinese.split() for second in group[1:])
+    rows = (line.split("\t") for line in (folder / "places.tsv").read_text(encoding="utf-8").splitlines())
+    return _Lexicon(frozenset(english.split()), pairs, {name: frozenset(words.split()) for name, words in rows})
+
+
+_LATIN = "A-Za-zÀ-ɏ"
+_LATIN_WORD = re.compile(rf"[{_LATIN}](?:[{_LATIN}0-9]|[’'-](?=[{_LATIN}]))*")
+_QUOTED = re.compile("[《「『]([^》」』]{1,40})[》」』]")
+_SENTENCE_START = re.compile(r"(?:^|[.!?:;。！？：]\s*|[\"“(*_-])\s*$")
+
+
+_SCALES = frozenset("celsius fahrenheit kelvin am pm bc ad".split())
+
+
+def latin_names(text: str) -> list[str]:
+    """Words that capitals make names of; in Chinese text all Latin words of two letters and more."""
+    chinese = bool(_HAN_RUN.search(text))
+    found = []
+    for match in _LATIN_WORD.finditer(text):
+        if text[: match.start()][-1:].isdigit() or match[0].casefold() in _SCALES:
+            continue  # a unit: 4.6GB, degrees Celsius
+        word = re.sub(r"['’]s$", "", match[0])
+        capital = any(map(str.isupper, word))
+        if chinese and len(word) > 1:
+            found.append(word)
+        elif capital and len(word) > 1 and (not _SENTENCE_START.search(text[: match.start()]) or _unusual(word)):
+            found.append(word)
+    return found
+
+
+def _unusual(word: str) -> bool:
+    """Whether a word at a sentence's start is a name rather than a word with a capital."""
+    plain = word.casefold()
+    known = lexicon().words
+    return plain not in known and not any(
+        plain.endswith(ending) and plain[: -len(ending)] + more in known
+        for ending in ("s", "es", "ed", "d", "ing", "ly")
+        for more in ("", "e")
+    )
+
+
+def lacking_latin(names: Sequence[str], held: set[str]) -> list[str]:
+    """Names of which no part is among the terms `held`, nor a form of it (Canada, Canadian)."""
+    return [name for name in names if not all(_held(term, held) for term in terms(name))]
+
+
+def _held(term: str, held: set[str]) -> bool:
+    if term in held:
+        return True
+    start = term[: max(4, round(0.6 * len(term)))]
+    return len(term) >= 4 and any(other.startswith(start) and abs(len(other) - len(term)) <= 4 for other in held)
+
+
+def quoted(text: str) -> list[str]:
+    """Titles in Chinese brackets."""
+    return _QUOTED.findall(text)
+
+
+def foreign_places(sentence: str, passage: str) -> list[str]:
+    """Well-known places in `sentence` that `passage` has in neither language."""
+    return sorted(_places(sentence) - _places(passage))
+
+
+def _places(text: str) -> set[str]:
+    folded = fold(text)
+    words = set(_LATIN_WORD.findall(folded))
+    return {
+        names
+        for names, english in lexicon().places.items()
+        if english & words or any(name in folded for name in names.split("|"))
+    }
+
+
+_FUNCTION = re.compile(
+    "[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]"
+)
+_SURNAMES = frozenset(
+    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤方俞任袁柳"
+    "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬乐傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝臧戴宋庞熊纪舒屈项祝董梁"
+    "杜阮蓝闵季贾路娄江童颜郭梅盛林钟徐邱骆高夏蔡田樊胡凌霍虞柯卢莫房裘缪丁宣邓郁单杭洪包诸左石崔吉龚程嵇邢裴陆"
+    "荣翁荀羊惠甄曲储靳焦弓牧隗侯仰秋仲伊宫栾甘厉戎祖武符刘景詹束龙叶司黎薄怀蒲邰鄂索籍赖卓蔺屠蒙乔"
+    "阴胥苍闻党翟谭贡姬申扶堵冉宰雍桑桂濮牛寿扈燕冀浦尚农庄晏柴瞿阎慕茹习宦艾鱼容慎戈廖庾暨居衡耿"
+    "匡寇禄阙东欧沃蔚夔隆师巩聂晁勾敖融冷辛阚饶曾鞠巢关蒯查荆竺盖桓"
+)
+_SOUNDS = frozenset(  # what foreign names are written with
+    "阿埃艾安昂奥巴柏拜班邦保鲍贝本比彼宾波伯博布策查茨达戴丹当道得德登邓迪蒂丁顿多恩尔法凡菲费芬弗夫福富盖甘冈高戈哥格葛根古瓜哈海"
+    "汉豪赫亨洪胡华霍基吉加贾杰金卡凯坎康考柯科可克肯库夸昆拉莱赖兰朗劳勒雷里理利莉丽琳林隆卢鲁伦罗洛马玛迈麦曼芒梅门蒙米密"
+    "明默姆穆拿那纳娜南内嫩尼涅宁纽努诺欧帕潘庞佩彭皮平珀普奇恰切琼丘让热仁日茹儒瑞若撒萨塞赛桑瑟森莎山尚舍申圣施什史"
+    "斯丝松苏索塔泰坦汤唐陶特滕提廷图托脱瓦万旺威韦维魏温文翁沃乌伍武西希席夏显肖谢辛欣休许逊雅亚延扬耶叶伊因英尤于约扎泽詹"
+    "珍芝朱卓兹佐妮伽茜露薇朵"
+)
+_KINDS = "大学|学院|公司|集团|银行|委员会|协会|[署局厅队岛山河湖省市县区郡州国海洋寺庙宗帝党报社湾港奖杯]"
+
+
+def unknown_names(sentence: str, held: str) -> list[str]:
+    """Stretches of Chinese characters in `sentence` that look like names and of which `held` has no pair.
+
+    There are no capitals to go by: a surname before one or two characters that make no common word, the characters that
+    foreign names are written with, or uncommon characters before what kind of thing is named. `held` is folded.
+    """
+    pairs = set(map("".join, pairwise(held)))
+    return [
+        run
+        for run, behind in unknown_runs(sentence, pairs)
+        if len(run) > 1 and (_is_person(run) or _is_foreign(run) or _is_kind(run, behind))
+    ]
+
+
+def _is_person(run: str) -> bool:
+    return (run[0] in _SURNAMES and len(run) in (2, 3) and rarity(run) == 1) or bool(_DOUBLE.search(run))
+
+
+_DOUBLE = re.compile(
+    "(?:欧阳|司马|诸葛|上官|夏侯|皇甫|尉迟|公孙|慕容|司徒|令狐|宇文|长孙|独孤|完颜|织田|德川|丰臣|高桥|佐藤|铃木|田中)."
+)
+
+
+def _is_foreign(run: str) -> bool:
+    return sum(character in _SOUNDS for character in run) >= 0.8 * len(run) and rarity(run) > 0.6
+
+
+def _is_kind(run: str, behind: str) -> bool:
+    named = re.fullmatch(f"(.*?)(?:{_KINDS})", run) or re.match(f"()(?:{_KINDS})", behind)
+    return bool(named) and rarity(run) >= 0.5
+
+
+def unknown_runs(sentence: str, held_pairs: set[str]) -> list[tuple[str, str]]:
+    """Stretches of Chinese characters of which no pair is in `held_pairs`, and the characters behind each, folded."""
+    runs = []
+    for match in _HAN_RUN.finditer(fold(sentence)):
+        run = match[0]
+        known = ["1" if _FUNCTION.match(character) else "0" for character in run]
+        for at, pair in enumerate(map("".join, pairwise(run))):
+            if pair in held_pairs:
+                known[at] = known[at + 1] = "1"
+        runs += [(run[each.start() : each.end()], run[each.end() :]) for each in re.finditer("0+", "".join(known))]
+    return runs
+
+
+def rarity(run: str) -> float:
+    """How much of a run of Chinese characters no common words make up: 1 for most names, 0 for plain words."""
+    pairs = list(map("".join, pairwise(run)))
+    return sum(pair not in lexicon().pairs for pair in pairs) / len(pairs) if pairs else 0.0
+
+
+# Chatter
+
+_POLITE = re.compile(
+    r"(?:(?:sure|certainly|of course|okay|ok|yes|no|great|hello|hi|thanks|thank you|you['’]re welcome)\b"
+    r"|好的|好|当然可以|当然|没问题|可以的|您好|你好|谢谢|不客气|是的)[\s,，.。!！~]*",
+    re.IGNORECASE,
+)
+_LEADS_IN = re.compile(
+    r"(?:here (?:is|are)|here['’]s|i hope|let me know|feel free|based on|according to)\b.{0,60}$"
+    r"|(?:希望|以下是|下面是|如有|如果您|如果你|请告诉我|请随时).{0,30}$",
+    re.IGNORECASE,
+)
+_CLAIMING = re.compile(r"(?:based on|according to|以下是|下面是).*[,，]", re.IGNORECASE)
+_UNSAID = re.compile(
+    r"\b(?:passages?|documents?|texts?|context|sources?) (?:do|does|did)(?: not|n['’]t)\b"
+    r"|\bi (?:do not|don['’]t) (?:know|have)\b"
+    r"|(?:段落|资料|文档|文中|文章|上文|材料|原文)(?:里|中|内)?[^。，]{0,6}(?:没有|未|并未)[^。，]{0,4}(?:提|说|给出|涉及|包含|回答)",
+    re.IGNORECASE,
+)
+
+
+def is_chatter(sentence: str) -> bool:
+    """Whether a sentence says nothing that a document could support: a greeting, a lead-in, a question, "the passages
+    do not say"."""
+    plain = sentence.strip("*_ \n")
+    rest = plain
+    while polite := _POLITE.match(rest):
+        rest = rest[polite.end() :]
+    if not any(map(str.isalnum, rest)) or plain.endswith(("?", "？", ":", "：")):
+        return True
+    return bool(_UNSAID.search(plain) or (_LEADS_IN.match(rest) and not _CLAIMING.match(rest)))

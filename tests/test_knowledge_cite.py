@@ -1,0 +1,228 @@
+"""Citations: sentences held against passages, also while they stream; what was changed in them is found."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from langchain_core.embeddings import Embeddings
+
+from knowledge.cite import Citation, Cited, Citer, cite
+from knowledge.numbers import lacking, numbers
+from knowledge.sentences import Sentences
+from tests.fakes import HashEmbeddings
+
+DATA = Path(__file__).parent / "data"
+CHAIN = (
+    "Valentino's is a restaurant chain based in Lincoln, Nebraska. It was founded by Val and Zena Weiler in 1957. "
+    "The first carry-out store opened in 1990, and the restaurants converted to the buffet concept."
+)
+CITY = "老城是三城核心，城墙高10米，有四座城门楼、三座角楼和三座水门。城中央有镇淮楼，始建于南宋，由祖逖的后人管理。"
+OTHER = "Lenses are used to correct sight. 隐形眼镜每天都要清洗，不能戴着睡觉。"
+PASSAGES = [OTHER, CHAIN, CITY]
+
+
+class NoEmbeddings(Embeddings):
+    """Fails where nothing is to be embedded."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        raise AssertionError(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        raise AssertionError(text)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("三百", [300]),
+        ("1,000 and １０００", [1000, 1000]),
+        ("10万人，1400万平方公里", [100_000, 14_000_000]),
+        ("thirty-seven, two hundred and five, twenty thousand", [37, 205, 20_000]),
+        ("30 to 50 thousand", [30_000, 50_000]),
+        ("三万到五万", [30_000, 50_000]),
+        ("百分之八十，三分之二", [80, 3, 2]),
+        ("August 29, 2014", [8, 29, 2014]),
+        ("2014年8月29日", [2014, 8, 29]),
+        ("民國34年", [1945]),
+        ("第十九条，二个月，两次", [19, 2, 2]),
+        ("三国时期的四川，一种说法，one of them", []),
+    ],
+)
+def test_numbers_of_both_languages_are_made_alike(text: str, values: list[float]) -> None:
+    assert [number.value for number in numbers(text)] == values
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "missing"),
+    [
+        ("1962年", "in 1962", 0),
+        ("1962年", "in 1972", 1),
+        ("30 %", "30 percent", 0),
+        ("30 km", "30 miles", 1),
+        ("3 months", "三个月", 0),
+        ("about 70 million", "70.2 million", 0),
+        ("70 million", "70.2 million", 1),
+        ("1621", "1620–21", 0),
+    ],
+)
+def test_a_number_is_held_by_value_and_unit(said: str, held: str, missing: int) -> None:
+    assert len(lacking(numbers(said), numbers(held))) == missing
+
+
+# Sentences beside passages
+
+
+def quoted(sentence: str, citation: Citation) -> str:
+    span = citation.spans[0]
+    return PASSAGES[span.passage - 1][span.start : span.end]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "number", "span"),
+    [
+        ("The first carry-out store opened in 1990.", 2, "The first carry-out store opened in 1990,"),
+        ("老城的城墙高十米。", 3, "老城是三城核心，城墙高10米，"),
+        ("Val and Zena Weiler founded Valentino's in 1957.", 2, "It was founded by Val and Zena Weiler in 1957."),
+    ],
+)
+def test_a_sentence_is_cited_with_the_words_it_draws_on(sentence: str, number: int, span: str) -> None:
+    citation = cite(sentence, PASSAGES, None)
+    assert (citation.supported, citation.passages) == (True, (number,))
+    assert span in quoted(sentence, citation)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind", "text"),
+    [
+        ("The first carry-out store opened in 1996.", "number", "1996"),
+        ("Valentino's is a restaurant chain based in Omaha, Nebraska.", "name", "Omaha"),
+        ("The restaurants did not convert to the buffet concept.", "negation", "not"),
+        ("The first carry-out store never opened in 1990.", "negation", "never"),
+        ("老城是三城核心，城墙高15米。", "number", "15"),
+        ("老城城墙高10米，有四座城门楼，由欧阳修的后人管理。", "name", "欧阳修"),
+        ("老城不是三城核心。", "negation", "不"),
+        ("隐形眼镜每天都要清洗，能戴着睡觉。", "negation", ""),
+    ],
+)
+def test_what_was_changed_is_found_and_told(sentence: str, kind: str, text: str) -> None:
+    citation = cite(sentence, PASSAGES, None)
+    assert not citation.supported and not citation.passages
+    assert (kind, text) in [(problem.kind, problem.text) for problem in citation.problems]
+    assert citation.spans  # where it comes nearest to
+
+
+def test_a_sentence_about_nothing_here_is_not_supported() -> None:
+    citation = cite("The moon is made of green cheese.", PASSAGES, None)
+    assert citation == Citation()
+
+
+@pytest.mark.parametrize(
+    "sentence", ["Sure, here is the answer:", "好的。", "The passages do not mention it.", "还有问题吗？"]
+)
+def test_chatter_needs_no_support(sentence: str) -> None:
+    assert cite(sentence, PASSAGES, None) == Citation(chatter=True)
+
+
+def test_a_polite_start_does_not_hide_a_claim() -> None:
+    assert not cite("Sure, the first carry-out store opened in 1996.", PASSAGES, None).chatter
+
+
+def test_a_number_that_the_model_wrote_itself_is_no_part_of_its_sentence() -> None:
+    assert cite("The first carry-out store opened in 1990 [3].", PASSAGES, None).passages == (2,)
+
+
+def test_nothing_is_embedded_for_a_sentence_that_is_there_word_for_word() -> None:
+    assert cite("The first carry-out store opened in 1990.", PASSAGES, NoEmbeddings()).passages == (2,)
+
+
+def test_passages_are_embedded_once_for_all_sentences() -> None:
+    embeddings = HashEmbeddings()
+    citer = Citer(PASSAGES, embeddings)
+    citer.prepare()
+    before = len(embeddings.embedded)
+    for sentence in ("Food can be carried away since 1990.", "城墙有十米。", "Stores came later."):
+        citer.cite(sentence)
+    assert len(embeddings.embedded) == before
+    assert embeddings.embedded.count(CHAIN) == 1
+
+
+def test_without_passages_nothing_is_supported() -> None:
+    assert cite("The first carry-out store opened in 1990.", [], HashEmbeddings()) == Citation()
+
+
+# The set of sentences: those about documents that are here
+
+
+def rows() -> list[dict]:
+    return [json.loads(line) for line in (DATA / "alignment.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_sets_halves_share_no_passage() -> None:
+    halves = {half: {row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out")}
+    assert len(rows()) >= 150 and not halves["fit"] & halves["held-out"]
+
+
+def test_changed_sentences_of_the_set_are_refused_and_supported_ones_cited() -> None:
+    lines = (DATA / "alignment_passages.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = {row["id"]: row["text"] for row in map(json.loads, lines)}
+    outcomes: dict[str, list[bool]] = {}
+    for row in rows():
+        ids = [id for id in row["passages"] if id in texts]
+        if row["base"] in texts and row["kind"] != "cross-language":
+            cited = [ids[number - 1] for number in cite(row["sentence"], [texts[id] for id in ids], None).passages]
+            outcomes.setdefault(row["kind"], []).append(cited == ([row["gold"]] if row["gold"] else []))
+    changed = [right for kind in ("number", "name", "negation") for right in outcomes[kind]]
+    assert all(outcomes["supported"]) and len(changed) >= 15
+    assert sum(changed) >= 0.85 * len(changed)
+
+
+# Streaming
+
+ANSWER = """Sure, here is what they say:
+
+1. The first carry-out store opened in 1990. It was founded by Val and Zena Weiler in 1957!
+2. **老城是三城核心，城墙高10米。**有四座城门楼、三座角楼
+
+```python
+x = 1. if y else 2.
+```
+
+| a | b |
+|---|---|
+| It was founded. | In 1957. |
+
+It weighs 4.6 kg, as Mr. James W. Weiler says"""
+
+SENTENCES = [
+    "Sure, here is what they say:",
+    "The first carry-out store opened in 1990.",
+    "It was founded by Val and Zena Weiler in 1957!",
+    "**老城是三城核心，城墙高10米。**",
+    "有四座城门楼、三座角楼",
+    "It weighs 4.6 kg, as Mr. James W. Weiler says",
+]
+
+
+def fed(pieces: Iterable[str]) -> list[Cited]:
+    citer = Citer(PASSAGES)
+    return [cited for piece in pieces for cited in citer.feed(piece)] + citer.end()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+def test_pieces_of_any_size_give_the_same_citations(size: int) -> None:
+    found = fed(ANSWER[start : start + size] for start in range(0, len(ANSWER), size))
+    assert [ANSWER[cited.start : cited.end] for cited in found] == SENTENCES
+    assert found == fed([ANSWER])
+
+
+def test_half_a_sentence_is_held_back() -> None:
+    sentences = Sentences()
+    assert sentences.feed("It opened in 19") == []
+    assert sentences.feed("90.") == []  # perhaps 90.5
+    assert [piece.text for piece in sentences.feed(" Then")] == ["It opened in 1990."]
+    assert [piece.text for piece in sentences.feed("\n")] == ["Then"]
+    assert sentences.end() == []

@@ -156,7 +156,7 @@ class KnowledgeBase:
         dense, asked = self._dense, language(question)
         with self._lock:
             filled = dense.filled
-        if not filled:
+        if not filled or getattr(dense.embeddings, "loading", False):
             return UNKNOWN  # words find what was just read, without waiting for the embedding model to be loaded
         query = unit_rows(dense.embeddings.embed_query(question))[0]
         directions = dense.background.directions(query, asked)

@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any
 
 import models
-from chatapp.answering import PASSAGES, wording
+from chatapp.answering import wording
 from chatapp.conversation import Turn, plan
+from chatapp.preferences import PASSAGES
 from knowledge import Passage
 from knowledge.documents import load
 from knowledge.splitter import split

@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 
 from chatapp import checkpoints, settings
-from chatapp.answering import PASSAGES
+from chatapp.preferences import PASSAGES
 from knowledge import KnowledgeBase, quote
 from knowledge.embedder import LocalEmbeddings
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chatapp import checkpoints
-from chatapp.answering import PASSAGES
+from chatapp.preferences import PASSAGES
 from knowledge import Findings, KnowledgeBase
 from knowledge.embedder import LocalEmbeddings
 from knowledge.quote import quote

@@ -17,11 +17,10 @@ from models import Event, LoadedModel, Token, once_more
 from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
 from .effort import Effort
 from .engine import Engine, Summarising, Waiting
+from .preferences import Retrieving
 from .summary import Summary
 from .words import in_chinese
 
-#: How many passages a question brings along when they fit.
-PASSAGES = 4
 #: Parameters below which a model's text is called a draft, and the quote the answer. The embedded one (135 million),
 #: with the right passage in front of it, answered 9 of 30 English questions and none in Chinese; of the four families'
 #: chat models none is between it and 1.1 billion.
@@ -71,6 +70,7 @@ class Question:
     summary: Summary | None = None  #: one that was kept
     mode: Mode = "documents"
     followups: bool = True  #: whether it is made to stand alone before the search
+    retrieving: Retrieving = Retrieving()
     cited: tuple[str, ...] = ()  #: names of the files that the reply before it was given, best first
 
 
@@ -85,10 +85,11 @@ def answer(
     """
     passages = question.passages
     if question.base is not None and question.begun is None and question.mode != "chat":
-        searched, findings = search(question.base, asked_alone(question))
-        passages, chat = findings.passages, question.mode == "auto" and not findings.answered
-        yield Found(passages, findings.answered, searched if searched != question.text else None, chat)
-        if not (findings.answered or chat):
+        searched, findings = search(question.base, asked_alone(question), question.retrieving)
+        passages, answered = findings.passages, findings.relevance >= question.retrieving.threshold
+        chat = question.mode == "auto" and not answered
+        yield Found(passages, answered, searched if searched != question.text else None, chat)
+        if not (answered or chat):
             return
         passages = () if chat else passages
         quote = _searching(lambda: question.base.quote(searched, passages))
@@ -133,15 +134,15 @@ def is_small(engine: Engine) -> bool:
     return engine.status.state != "ready" or engine.loaded.needs.parameters < SMALL
 
 
-def search(base: KnowledgeBase, asked: Standalone, k: int = PASSAGES) -> tuple[str, Findings]:
+def search(base: KnowledgeBase, asked: Standalone, how: Retrieving) -> tuple[str, Findings]:
     """What was searched for, and what that found. Where the rule is not certain, the documents decide.
 
     Raises KnowledgeBaseError.
     """
-    found = _searching(lambda: base.find(asked.text, k))
+    found = _searching(lambda: base.find(asked.text, how.passages, method=how.method))
     if asked.certain:
         return asked.text, found
-    as_asked = _searching(lambda: base.find(asked.asked, k))
+    as_asked = _searching(lambda: base.find(asked.asked, how.passages, method=how.method))
     return (asked.text, found) if found.relevance > as_asked.relevance else (asked.asked, as_asked)
 
 

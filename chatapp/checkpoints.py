@@ -71,6 +71,11 @@ def ensure_default_model(data: Path, progress: Progress | None = None) -> Path:
     return target
 
 
+def has_embedder(data: Path) -> bool:
+    """Whether `ensure_embedder` has nothing to fetch."""
+    return (data / "checkpoints" / EMBEDDER.name / "modules.json").is_file()
+
+
 def ensure_embedder(data: Path, progress: Progress | None = None) -> Path:
     """The embedded embedding model's folder under the data folder, made if it is not there yet. Raises FetchError."""
     target = data / "checkpoints" / EMBEDDER.name

@@ -47,10 +47,8 @@ class Evidence:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any] | None) -> Evidence:
-        if not kept:
-            return cls()
-        cited = [_from_json(each) for each in kept["cited"]]
-        return cls(kept["base"], list(kept["documents"]), cited, kept["quote"], kept["searched_for"], kept["chat"])
+        """What `as_json` gave; what it did not know is as where there is nothing."""
+        return cls(**{**(kept or {}), "cited": [_from_json(each) for each in (kept or {}).get("cited", ())]})
 
     @property
     def citations(self) -> list[tuple[int, Span]]:
@@ -82,8 +80,7 @@ class Citing:
 
     def __init__(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="citing")
-        texts = [passage.text for passage in passages]
-        self._citer = self._pool.submit(_ready, lambda: base.citer(texts) if base is not None else Citer(texts))
+        self._citer = self._pool.submit(_ready, lambda: _citer(base, passages))
         self._pending: list[Future[list[Cited]]] = []
         self._cited: list[Cited] = []
 
@@ -110,6 +107,10 @@ class Citing:
             self._cited += future.result()
         except FAILURES:
             logging.exception("A sentence of a reply could not be cited")
+
+
+def _citer(base: KnowledgeBase | None, passages: Sequence[Passage]) -> Citer:
+    return Citer([passage.text for passage in passages]) if base is None else base.citer(passages)
 
 
 def _ready(make: Callable[[], Citer]) -> Citer:

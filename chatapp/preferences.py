@@ -8,6 +8,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .words import whole_characters
 
+#: How many passages a question brings along when they fit.
+PASSAGES, MOST_PASSAGES = 4, 10
+
 Text = Annotated[str, AfterValidator(whole_characters)]
 
 
@@ -26,6 +29,17 @@ class SamplingChoice(BaseModel):
         return {name: value for name, value in chosen.items() if value is not None}
 
 
+class Retrieving(BaseModel):
+    """How documents are searched: how many passages a turn gets, from which relevance on (0 to 1) they are taken to
+    answer, and in the order of which of knowledge.ranking.METHODS they come."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passages: int = Field(PASSAGES, ge=1, le=MOST_PASSAGES)
+    threshold: float = Field(0.5, ge=0, le=1)
+    method: Literal["both", "words", "meaning"] = "both"
+
+
 class Preferences(SamplingChoice):
     """The settings of a conversation; what is None is left to the model, or not asked for."""
 
@@ -36,3 +50,4 @@ class Preferences(SamplingChoice):
     max_tokens: int | None = Field(None, ge=1)
     mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
     followups: bool | None = None  #: False: questions are searched for as they were asked
+    retrieval: Retrieving | None = None

@@ -20,6 +20,7 @@ from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
+from .preferences import Retrieving
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
@@ -230,6 +231,7 @@ class Chat:
             summary=_summary(earlier),
             mode=wanted.mode or "documents",
             followups=wanted.followups is not False,
+            retrieving=wanted.retrieval or Retrieving(),
             cited=_cited(earlier),
         )
         if not begun.content:

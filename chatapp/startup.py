@@ -65,6 +65,8 @@ class Startup:
         for note in self.notes:
             self._say(note)
         try:
+            if checkpoints.has_embedder(self._settings.data):
+                self.embeddings().load_behind()  # beside the model, which the first question waits for as well
             self._load_model()
             self.embeddings().embed_query("warm")  # imports and loads it before it is first needed
         except (checkpoints.FetchError, OSError, RuntimeError) as error:

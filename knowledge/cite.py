@@ -35,14 +35,14 @@ SOUND_BIAS = 2.7
 OTHER = ("near", "near_lead", "numbers_lacking", "numbers_held", "places_lacking")
 OTHER_WEIGHTS = (1.94, 6.1, -1.4, 1.66, -0.25)
 OTHER_BIAS = -1.86
-SUPPORTED, OTHER_SUPPORTED = 0.5, 0.4
+ABOUT, OTHER_ABOUT = 0.5, 0.4  # from here on a sentence is taken to be about a passage
+SAME = 0.6  # and from here on to say what that says
 
 _LONGEST_WINDOW = 6  # clauses that a sentence may sum up
 _CLAUSE_COST = 0.03  # of a sentence's words, which another clause must add
 _USUAL_COVER, _USUAL_NEARNESS = 0.1, 0.4  # of another passage, where there is none to compare with
 _VERBATIM_COVER, _VERBATIM_ORDER = 0.8, 0.7  # from here on meaning says nothing new
 _CLOSE = 0.5  # in order: the opposite of a word stands where it stood
-_TOLD = 0.5  # of being sound, below which a problem is told
 # A line's end is none of a clause where the next line goes on with it.
 _CLAUSE = re.compile(
     r"\S.*?(?:(?:[。！？；，,;!?]|\n(?! *[a-z(]))+[”’」』）\"')\]]*|\.(?=\s|$)[\"')\]]*|$)",
@@ -107,15 +107,21 @@ class Citer:
     """Cites an answer that comes piece by piece from the passages that its prompt numbered from 1.
 
     embeddings: for paraphrases and for the other language; without them words decide alone. background: what is known
-    of them (`Background.measure`), measured when first needed if it is not given.
+    of them (`Background.measure`), measured when first needed if it is not given. vectors: of those passages that were
+    embedded before.
     """
 
     def __init__(
-        self, passages: Sequence[str], embeddings: Embeddings | None = None, background: Background | None = None
+        self,
+        passages: Sequence[str],
+        embeddings: Embeddings | None = None,
+        background: Background | None = None,
+        vectors: Mapping[str, np.ndarray] | None = None,
     ):
         self._sources = [Source.of(passage) for passage in passages]
         self._embeddings = embeddings
         self._given = background
+        self._known = vectors or {}
         self._sentences = Sentences()
 
     def prepare(self) -> None:
@@ -142,10 +148,10 @@ class Citer:
         if not matches:
             return Citation()
         best = max(matches, key=lambda match: match.topic)
-        if best.likely >= best.threshold:
-            return Citation((best.span,), supported=True)
-        if best.topic < best.threshold:
+        if not best.is_about:
             return Citation()
+        if best.sound >= SAME:
+            return Citation((best.span,), supported=True)
         return Citation((best.span,), problems=tuple(best.problems()))
 
     def matches(self, sentence: str) -> list["Match"]:
@@ -189,7 +195,10 @@ class Citer:
     @functools.cached_property
     def _vectors(self) -> np.ndarray:
         """Of the passages, float32 [passages, dimension]."""
-        return unit_rows(self._embeddings.embed_documents([source.text for source in self._sources]))
+        texts = [source.text for source in self._sources]
+        new = [text for text in texts if text not in self._known]
+        vectors = {**self._known, **dict(zip(new, self._embeddings.embed_documents(new) if new else (), strict=True))}
+        return unit_rows([vectors[text] for text in texts])
 
 
 @dataclass(frozen=True)
@@ -292,10 +301,6 @@ class Match:
         start = self.source.clauses[first].start
         return Span(self.number, start, start + len(text))
 
-    @property
-    def threshold(self) -> float:
-        return SUPPORTED if self.own else OTHER_SUPPORTED
-
     @functools.cached_property
     def topic(self) -> float:
         """How likely the sentence is about the passage, 0 to 1."""
@@ -305,11 +310,13 @@ class Match:
     @functools.cached_property
     def sound(self) -> float:
         """How likely it then says what the passage says, 0 to 1."""
-        return logistic(float(np.dot(SOUND_WEIGHTS, self.features(SOUND))) + SOUND_BIAS) if self.own else 1.0
+        if not self.own:  # of the other language only what is written alike can be compared
+            return float(not (self.absent_numbers or self.absent_names or self.absent_places))
+        return logistic(float(np.dot(SOUND_WEIGHTS, self.features(SOUND))) + SOUND_BIAS)
 
     @property
-    def likely(self) -> float:
-        return self.topic * self.sound
+    def is_about(self) -> bool:
+        return self.topic >= (ABOUT if self.own else OTHER_ABOUT)
 
     def features(self, names: Iterable[str]) -> list[float]:
         return [float(getattr(self, name)) for name in names]
@@ -358,7 +365,7 @@ class Match:
         yield from (Problem("number", number.text) for number in self.absent_numbers)
         names = dict.fromkeys([*self.absent_names, *self.absent_places, *self.absent_han_names])
         yield from (Problem("name", name.split("|")[0]) for name in names)
-        if self.sound < _TOLD and (self.polarity.added or self.polarity.removed):
+        if self.own and (self.polarity.added or self.polarity.removed):
             yield Problem("negation", " ".join(claims.negations(self.sentence)))
 
 

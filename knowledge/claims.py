@@ -217,7 +217,8 @@ def quoted(text: str) -> list[str]:
 
 def foreign_places(sentence: str, passage: str) -> list[str]:
     """Well-known places in `sentence` that `passage` has in neither language."""
-    return sorted(_places(sentence) - _places(passage))
+    held = {word for names in _places(passage) for word in lexicon().places[names]}
+    return sorted(names for names in _places(sentence) if not held & lexicon().places[names])
 
 
 def _places(text: str) -> set[str]:

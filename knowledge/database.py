@@ -346,6 +346,11 @@ class Database:
         )
         return rows[0][0] if rows else ""
 
+    def chunks_within(self, document: str, page: int | None, text: str) -> list[int]:
+        """The ids of the chunks of a page that stand in `text` whole."""
+        query = "SELECT id FROM chunks WHERE document = ? AND page IS ? AND instr(?, text) ORDER BY id"
+        return [id for (id,) in self.rows(query, (document, page, text))]
+
     def chunk_ids(self, document: str) -> list[int]:
         """The ids of a document's chunks, ascending."""
         return [id for (id,) in self.rows("SELECT id FROM chunks WHERE document = ? ORDER BY id", (document,))]

@@ -25,6 +25,7 @@ class LocalEmbeddings(Embeddings):
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         self.folder = Path(folder)
         self.device = device
+        self._loader: threading.Thread | None = None
         self._lock = threading.Lock()  # loading happens once; and fast tokenizers refuse two threads at a time
         if not (self.folder / "config.json").is_file() and not (self.folder / "modules.json").is_file():
             raise FileNotFoundError(
@@ -43,6 +44,16 @@ class LocalEmbeddings(Embeddings):
                     file.seek(max(0, size - 65_536))
                     digest.update(file.read())
         return digest.hexdigest()
+
+    def load_behind(self) -> None:
+        """Loads the model in a thread of its own; until that is done, it is `loading`."""
+        self._loader = threading.Thread(target=self.embed_query, args=("warm",), name="embedder", daemon=True)
+        self._loader.start()
+
+    @property
+    def loading(self) -> bool:
+        """Whether whoever embeds now has to wait for some seconds: questions had better do with words."""
+        return self._loader is not None and self._loader.is_alive()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One unit vector for each passage."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
@@ -120,9 +121,17 @@ class KnowledgeBase:
         headings = self._database.headings_over(document_id, found.page, found.passage)
         return replace(found, headings=tuple(headings.split(HEADING_SEPARATOR)) if headings else ())
 
-    def citer(self, passages: Sequence[str]) -> Citer:
+    def citer(self, passages: Sequence[Passage]) -> Citer:
         """What cites an answer from these passages; it may take seconds to get the embedding model ready."""
-        return Citer(passages, self._dense.embeddings, self._dense.background)
+        dense = self._dense
+        known = {passage.text: vector for passage in passages if (vector := self._vector_of(passage)) is not None}
+        return Citer([passage.text for passage in passages], dense.embeddings, dense.background, known)
+
+    def _vector_of(self, passage: Passage) -> np.ndarray | None:
+        """The mean of the vectors of the chunks that were joined into a passage, if they are embedded."""
+        chunks = self._database.chunks_within(passage.document, passage.page, passage.text)
+        vectors = self._database.embeddings(self._dense.model, chunks)
+        return np.mean(list(vectors.values()), axis=0) if chunks and len(vectors) == len(chunks) else None
 
     def _known(self, document_id: str) -> StoredDocument:
         document = self._database.document(document_id)
@@ -147,7 +156,7 @@ class KnowledgeBase:
         dense, asked = self._dense, language(question)
         with self._lock:
             filled = dense.filled
-        if not filled:
+        if not filled or getattr(dense.embeddings, "loading", False):
             return UNKNOWN  # words find what was just read, without waiting for the embedding model to be loaded
         query = unit_rows(dense.embeddings.embed_query(question))[0]
         directions = dense.background.directions(query, asked)

@@ -29,13 +29,18 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "other": (4.1, 0.9, 0.4, 0.1, -0.3, 0.6, -0.3, -0.1, -0.6, -0.3, 23.0),
 }
 
+# A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "Dr. Smith". Pages
+# have line ends within sentences; those before what looks like an item of a list count.
 _ENDS = re.compile(
-    r"[。！？；!?]+[”’」』）》\"]*|(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|vs|No|Jr|Sr))(?<!\bMrs)\.[\"'”’)\]]*(?=\s)|\n+"
+    r"[。！？；]+[”’」』）》\"]*|[!?]+[\"'”’)\]]*(?=\s|$)"
+    r"|(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|vs|No|Jr|Sr))(?<!\bMrs)\.[\"'”’)\]]*(?:\[\d+\])*(?=\s+[\"'“‘(\[]?[^\W_a-z]|\s*$)"
+    r"|\n{2,}|\n(?=\s*(?:[-*•·|#]|\d+[.)、]|[（(]?[一二三四五六七八九十]+[、)）]))"
 )
 _CLAUSES = re.compile(r"[，、：；]|[,;:]\s")
 _CLAUSE_ENDS = re.compile(r"[，、：,;:]\s*|\s+")
 _WORD = re.compile(r"[^\W_\u3400-\u9fff]+(?:['’.,-][^\W_\u3400-\u9fff]+)*|[\u3400-\u9fff]")
 _NEAR = {"zh": 24, "other": 80}  # characters around what could be the answer
+_HEADING = 0.7  # of the next line: a first line as long as this is no heading
 _FARTHEST = 8.0  # by which a passage can be behind, as a logit
 
 
@@ -81,18 +86,22 @@ def quote(question: str, passages: Sequence[Passage], embeddings: Embeddings) ->
 
 
 def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> tuple[list[Run], np.ndarray]:
-    """The runs that were embedded, and their FEATURES, float64 [runs, features]."""
+    """The runs that were embedded, and their FEATURES, float64 [runs, features].
+
+    While the embedding model is being loaded, words have to do: the nearness of all is 0.
+    """
     runs = [run for rank, passage in enumerate(passages) for run in runs_of(rank, passage.text)]
     if not runs:
         return [], np.empty((0, len(FEATURES)))
     figures = _figures(question, passages, runs)
     weights = np.array(WEIGHTS[language(question)])
     best = np.argsort(-(figures @ weights), kind="stable")[:EMBEDDED]
-    chosen = [runs[place] for place in best]
+    chosen, figures = [runs[place] for place in best], figures[best]
+    if getattr(embeddings, "loading", False):
+        return chosen, figures
     sentences = list(dict.fromkeys(part for run in chosen for part in run.parts))
     near = unit_rows(embeddings.embed_documents(sentences)) @ unit_rows(embeddings.embed_query(question))[0]
     nearness = dict(zip(sentences, near.tolist(), strict=True))
-    figures = figures[best]
     figures[:, FEATURES.index("nearness")] = [max(nearness[part] for part in run.parts) for run in chosen]
     return chosen, figures
 
@@ -131,11 +140,18 @@ def _rstripped(text: str, end: int) -> int:
 
 def _sentences(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The heading above a passage, and the spans of its sentences; long ones are cut between clauses."""
-    first, _, rest = text.partition("\n")
-    heading = first if rest and not _ENDS.search(first) else ""
+    heading = _heading(text)
     cuts = [found.end() for found in _ENDS.finditer(text) if found.end() > len(heading)]
     spans = _trimmed(text, [len(heading), *cuts, len(text)])
     return heading, [piece for span in spans for piece in _pieces(text, span)]
+
+
+def _heading(text: str) -> str:
+    """The first line, if it ends no sentence and is clearly shorter than the next: lines that a page's width has broken
+    are about as long as one another."""
+    first, _, rest = text.partition("\n")
+    following = rest.lstrip("\n").partition("\n")[0]
+    return first if len(first) < _HEADING * len(following) and not _ENDS.search(first.rstrip()) else ""
 
 
 def _trimmed(text: str, cuts: Sequence[int]) -> list[tuple[int, int]]:

@@ -180,11 +180,11 @@ def test_a_quote_and_what_was_searched_for_come_beside_the_citations(
     service: Service, tmp_path: Path, stream: bool
 ) -> None:
     base = add_document(service.library, tmp_path)
-    turns = [("user", "What is the rent of Oak House?"), ("assistant", "A lot."), ("user", "When is it due?")]
+    turns = [("user", "What is the rent?"), ("assistant", "A lot."), ("user", "When is it due?")]
     messages = [{"role": role, "content": text} for role, text in turns]
     reply = service.chat(messages, stream=stream, extra_body={"knowledge_base": base, "mode": "auto"})
     told = list(reply)[-1] if stream else reply
-    assert told.searched_for == "When is Oak House due?"
+    assert told.searched_for == "When is it due? (rent)"
     assert (told.quote["name"], told.quote["page"], told.quote["text"]) == ("lease.txt", None, CONTRACT)
     assert (told.quote["draft"], told.answered_from) == (True, "documents")
 

@@ -81,7 +81,7 @@ def test_passages_that_went_with_a_former_window_are_told_again() -> None:
 class Documents:
     """A knowledge base that finds the same two passages for every question, and for a numbered one another."""
 
-    def find(self, question: str, count: int) -> Findings:
+    def find(self, question: str, count: int, method: str) -> Findings:
         number = int("".join(filter(str.isdigit, question)) or 0)
         return Findings((passage(0), passage(1), *([passage(number)] if number else [])), True)
 

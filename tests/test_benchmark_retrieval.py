@@ -95,7 +95,7 @@ def test_the_conditional_logit_finds_the_weights_that_chose():
         figures = random.standard_normal((6, 3))
         chosen = np.argmax(figures @ weights + random.gumbel(size=6))
         groups.append((figures, np.arange(6) == chosen))
-    assert fit_retrieval._conditional_logit(groups, penalty=0) == pytest.approx(weights, abs=0.4)
+    assert fit_retrieval.conditional_logit(groups, penalty=0) == pytest.approx(weights, abs=0.4)
 
 
 def test_the_bias_loses_what_it_may():

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from langchain_core.embeddings import Embeddings
 
+import knowledge
 from knowledge.cite import Citation, Cited, Citer, cite
+from knowledge.claims import foreign_places
 from knowledge.numbers import lacking, numbers
 from knowledge.sentences import Sentences
 from tests.fakes import HashEmbeddings
@@ -113,6 +115,28 @@ def test_what_was_changed_is_found_and_told(sentence: str, kind: str, text: str)
     assert not citation.supported and not citation.passages
     assert (kind, text) in [(problem.kind, problem.text) for problem in citation.problems]
     assert citation.spans  # where it comes nearest to
+
+
+class OneTopic(HashEmbeddings):
+    """Takes all texts about a city for alike, in both languages."""
+
+    def _embed(self, text: str) -> list[float]:
+        vector = super()._embed(text)
+        vector[0] += 100.0 * any(word in text for word in ("city", "城"))
+        return vector
+
+
+@pytest.mark.parametrize(
+    ("sentence", "supported"),
+    [("The wall of the city is 10 m high.", True), ("The wall of the city is 15 m high.", False)],
+)
+def test_numbers_are_compared_across_languages(sentence: str, supported: bool) -> None:
+    assert cite(sentence, [OTHER, CITY], OneTopic()).supported is supported
+
+
+def test_a_place_has_names_in_both_languages() -> None:
+    assert foreign_places("Korean and Egyptian films", "来自南韩和埃及") == []
+    assert foreign_places("He is from Jordan.", "他来自埃及。") == ["约旦"]
 
 
 def test_a_sentence_about_nothing_here_is_not_supported() -> None:
@@ -226,3 +250,18 @@ def test_half_a_sentence_is_held_back() -> None:
     assert [piece.text for piece in sentences.feed(" Then")] == ["It opened in 1990."]
     assert [piece.text for piece in sentences.feed("\n")] == ["Then"]
     assert sentences.end() == []
+
+
+def test_a_knowledge_base_cites_with_the_vectors_that_it_has(tmp_path: Path) -> None:
+    embeddings = HashEmbeddings()
+    base = knowledge.open(tmp_path / "base", embeddings)
+    note = tmp_path / "note.md"
+    note.write_text(f"# Chains\n\n{CHAIN}\n", encoding="utf-8")
+    base.ingest([note])
+    (passage,) = base.search("Where is the chain based?", 1)
+    citer = base.citer([passage])
+    before = len(embeddings.embedded)
+    citer.prepare()
+    assert citer.cite("Food can be carried away since 1990.") is not None
+    assert len(embeddings.embedded) == before
+    assert citer.cite("The first carry-out store opened in 1990.").passages == (1,)

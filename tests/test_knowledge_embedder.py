@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,17 @@ def test_e5_gets_its_prefixes(e5):
     assert question @ passage < 0.999
     plain = e5._model._client.encode(["query: 大雪", "passage: 大雪"], normalize_embeddings=True)
     assert np.allclose(plain, [question, passage], atol=1e-5)
+
+
+def test_a_model_is_loaded_behind_until_it_is_there(embedder_folder, monkeypatch):
+    embeddings, gate = LocalEmbeddings(embedder_folder), threading.Event()
+    assert not embeddings.loading
+    monkeypatch.setattr(embeddings, "embed_query", lambda text: gate.wait(10))
+    embeddings.load_behind()
+    assert embeddings.loading
+    gate.set()
+    embeddings._loader.join(10)
+    assert not embeddings.loading
 
 
 def test_counting_tokens_needs_no_model(embedder_folder):

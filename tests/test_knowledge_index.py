@@ -100,6 +100,15 @@ def _save_with_ids_of(base: KnowledgeBase, file: Path) -> None:
     FaissVectors.from_texts(["x"] * len(ids), HashEmbeddings(8), ids=ids).save(file)
 
 
+def test_words_find_while_the_embedding_model_is_loaded(base, embeddings):
+    base.ingest([POEMS])
+    embeddings.loading = True
+    embeddings.embed_query = embeddings.embed_documents = None  # whoever asked would have to wait
+    found = base.search(QUESTION)
+    assert (found[0].name, found[0].page) == (POEMS.name, PAGE)
+    assert QUESTION[:4] in base.quote(QUESTION, found).text
+
+
 def test_another_embedding_model_embeds_again_while_words_find(base):
     base.ingest([POEMS, LAW])
     base.close()

@@ -57,6 +57,14 @@ def test_a_title_does_not_end_a_sentence_and_a_heading_is_none() -> None:
     assert heading is not None and not heading.text.startswith("Lease")
 
 
+def test_lines_that_a_page_has_broken_are_no_sentences_and_no_headings() -> None:
+    text = passage(
+        "The flat was let to Anna Miller by\nthe heirs of the late J. Brown, who\nlive abroad. Nobody saw them since."
+    )
+    found = quote("Who let the flat to Anna Miller?", [text], HashEmbeddings())
+    assert found is not None and found.text.startswith("The flat") and "heirs of the late J. Brown" in found.text
+
+
 @pytest.mark.parametrize(
     ("text", "limit", "length"),
     [
@@ -79,6 +87,13 @@ def test_few_sentences_are_embedded_however_many_are_found() -> None:
     embeddings = HashEmbeddings()
     quote("How much is the rent?", [LEASE, CHINESE, OTHER], embeddings)
     assert 1 < len(embeddings.embedded) <= 2 * EMBEDDED
+
+
+def test_while_the_embedding_model_is_loaded_words_do() -> None:
+    embeddings = HashEmbeddings()
+    embeddings.loading = True
+    found = quote("How much is the rent?", [LEASE, OTHER], embeddings)
+    assert found is not None and "850 euros" in found.text and embeddings.embedded == []
 
 
 @pytest.mark.parametrize(

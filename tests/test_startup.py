@@ -33,6 +33,9 @@ class Embeddings(HashEmbeddings):
         self.asked: list[str] = []
         self.made.append(self)
 
+    def load_behind(self) -> None:
+        self.asked.append("behind")
+
     def embed_query(self, text: str) -> list[float]:
         self.asked.append(text)
         return super().embed_query(text)
@@ -112,6 +115,15 @@ def test_both_models_are_fetched_loaded_and_warmed(
     assert (embeddings[0].folder, embeddings[0].asked) == (Path("e5"), ["warm"])
     assert begun.embeddings() is embeddings[0] and len(embeddings) == 1
     assert begun.fetching == Fetching()
+
+
+def test_an_embedder_that_is_there_is_loaded_beside_the_model(
+    tmp_path: Path, fetch: Callable[..., list[str]], embeddings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fetch()
+    monkeypatch.setattr(checkpoints, "has_embedder", lambda data: True)
+    Startup(settings(tmp_path), engine_with(scripted()), lambda line: None).run()
+    assert asked == ["embedder", "model"] and embeddings[0].asked == ["behind", "warm"]
 
 
 def test_progress_is_said_at_each_tenth_and_once(

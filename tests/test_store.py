@@ -1,5 +1,6 @@
 """Conversations on disk: what is acknowledged stays, and a file that can't be used is one sentence."""
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -410,6 +411,23 @@ def test_a_file_of_version_1_becomes_chains(path: Path) -> None:
         assert store._read("pragma foreign_key_check") == []
         store.close()
     assert Store(path).add("one", StoredMessage("assistant", "more")) == 6
+
+
+def test_a_file_of_version_2_gets_room_for_evidence(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    connection.create_function("indexed", 1, str)  # the triggers name it
+    former = re.sub(r"\n +evidence text .*", "", schema.SCHEMA.replace("ledger text,", "ledger text "))
+    connection.executescript(f"{former} pragma user_version = 2;")
+    connection.execute("insert into conversation values (1, 'one', 'hi', '2026-01-01', null, '{}', 1)")
+    values = "(1, 'one', null, 'user', 'hi', null, null, null, '[]', 'done', '', null, null)"
+    connection.execute(f"insert into message values {values}")
+    connection.commit()
+    connection.close()
+    evidence = {"base": "b", "documents": ["d"], "cited": []}
+    store = Store(path)
+    store.add("one", StoredMessage("assistant", "Hello.", evidence=evidence))
+    assert [(each.content, each.evidence) for each in store.messages("one")] == [("hi", None), ("Hello.", evidence)]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

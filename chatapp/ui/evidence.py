@@ -23,6 +23,10 @@ from ..store import StoredMessage
 from ..texts import say
 from .escaping import escape
 
+#: What is said of a sentence's problem, by its kind.
+PROBLEMS = {"number": "problem_number", "name": "problem_name", "negation": "problem_negation"}
+#: What the arrows of a pager lead to.
+CITATION, PAGE = ("previous_citation", "next_citation"), ("previous_page", "next_page")
 AROUND = 120  #: characters before and behind a quote
 PICTURE_SCALE = 2.0  #: dots a point: sharp when it is shown twice as large
 #: Markdown that goes over the end of a sentence; what would tear it apart is marked at its end only.
@@ -68,7 +72,7 @@ def doubt(cited: Cited, language: str) -> str:
     problems = cited.citation.problems
     if not cited.citation.spans or not problems:
         return say(language, "unsupported")
-    told = [say(language, f"problem_{problem.kind}", text=problem.text) for problem in problems]
+    told = [say(language, PROBLEMS[problem.kind], text=problem.text) for problem in problems]
     return f"{say(language, 'unsupported')} {' '.join(dict.fromkeys(told))}"
 
 
@@ -118,7 +122,7 @@ def _head(evidence: Evidence, view: View, span: Span, source: Mapping[str, Any],
     now = places.index(view.cited)
     before = _link("cite", view.message, places[now - 1]) if now else None
     after = _link("cite", view.message, places[now + 1]) if now + 1 < len(places) else None
-    pager = _pager(before, after, say(language, "citation_of", at=now + 1, count=len(places)), "citation", language)
+    pager = _pager(before, after, say(language, "citation_of", at=now + 1, count=len(places)), CITATION, language)
     back = f'<a href="{_link("sources", view.message)}">{say(language, "evidence_close")}</a>'
     title = f'<span class="number">{span.passage}</span><b>{escape(source["name"])}</b>'
     return f'<header><div class="bar">{pager}{back}</div><div class="title">{title}</div></header>'
@@ -142,7 +146,7 @@ def _body(shown: _Shown, view: View, span: Span, source: Mapping[str, Any], lang
                 _link("page", view.message, view.cited, page - 1) if page > 1 else None,
                 _link("page", view.message, view.cited, page + 1) if page < document.pages else None,
                 say(language, "page_of", page=page, count=document.pages),
-                "page",
+                PAGE,
                 language,
             ),
             f'<span class="zoom"><a href="#q-zoom-0" role="button" title="{say(language, "zoom_out")}">−</a>',
@@ -203,9 +207,9 @@ def _link(do: str, *numbers: int) -> str:
     return f"#q-{do}-{'-'.join(map(str, numbers))}"
 
 
-def _pager(before: str | None, after: str | None, label: str, what: str, language: str) -> str:
+def _pager(before: str | None, after: str | None, label: str, hints: tuple[str, str], language: str) -> str:
     def arrow(address: str | None, sign: str, key: str) -> str:
-        hint = say(language, f"{key}_{what}")
+        hint = say(language, key)
         return f'<a href="{address}" title="{hint}" aria-label="{hint}">{sign}</a>' if address else f"<i>{sign}</i>"
 
-    return f'<span class="pager">{arrow(before, "‹", "previous")} {label} {arrow(after, "›", "next")}</span>'
+    return f'<span class="pager">{arrow(before, "‹", hints[0])} {label} {arrow(after, "›", hints[1])}</span>'

@@ -11,18 +11,22 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
 import models
 from knowledge import Ingested, KnowledgeBaseError, Status
 from knowledge.database import UNFINISHED, StoredDocument
+from knowledge.ranking import METHODS
 
 from .. import checkpoints, transfer
+from ..answering import Mode
 from ..checkpoints import FetchError
+from ..citing import Evidence
 from ..engine import EngineError, Source
 from ..library import LibraryError
+from ..preferences import Preferences, Retrieving
 from ..session import FINAL, Chat, Reply
 from ..settings import TIERS, Settings
 from ..startup import Startup
@@ -30,7 +34,7 @@ from ..store import StoredMessage, StoreError
 from ..texts import preferred, say
 from ..tree import Node, Tree, TreeError
 from ..words import whole_characters
-from . import evidence, render
+from . import evidence, lab, render
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
@@ -152,6 +156,10 @@ class Handlers:
             case "edit":
                 text = gr.update(value=tree.editable(message).message.content)
                 yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message, *NOTHING[7:])
+            case "search":  # the question again, as it was searched for
+                beside = Evidence.from_json(tree[message].message.evidence)
+                text, asked = gr.update(value=beside.searched_for or ""), tree.question(message).id
+                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, asked, *NOTHING[7:])
             case "cancel":
                 yield (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None, *NOTHING[7:])
             case "regenerate":
@@ -175,6 +183,60 @@ class Handlers:
         else:
             shown = evidence.panel(stored, evidence.View(message, *place[:2]), self._chat.library, language)
         return (NOTHING[0], shown, *NOTHING[2:])
+
+    # The retrieval lab
+
+    def examine(
+        self, question: str, base: str | None, passages: int, threshold: float, method: str, request: gr.Request
+    ) -> str:
+        """What a search finds."""
+        language = self.language(request)
+        if not base or not question.strip():
+            return _hint(say(language, "lab_no_base"))
+        how = Retrieving(passages=passages, threshold=threshold, method=method)
+        try:
+            return lab.results(question, self._chat.library.open(base).rank(question), how, language)
+        except (LibraryError, KnowledgeBaseError, FetchError) as error:
+            return _hint(f"⚠ {render.escape(str(error))}")
+
+    def prefer_retrieval(
+        self,
+        conversation: str | None,
+        passages: int,
+        threshold: float,
+        method: str,
+        followups: bool,
+        request: gr.Request,
+    ) -> tuple[str, str]:
+        """Lets a conversation search like this: its id, and what to say."""
+        how = Retrieving(passages=passages, threshold=threshold, method=method)
+        id = self._prefer(conversation, retrieval=how, followups=None if followups else False)
+        return id, _hint(say(self.language(request), "lab_applied"))
+
+    def prefer_mode(self, conversation: str | None, mode: str) -> str:
+        """Lets a conversation's answers come from documents, from the model, or from either: its id."""
+        return self._prefer(conversation, mode=mode)
+
+    def _prefer(self, conversation: str | None, **changes: Any) -> str:
+        store = self._chat.store
+        kept = store.conversation(conversation) if conversation else store.create()
+        store.prefer(kept.id, kept.preferences.model_copy(update=changes))
+        return kept.id
+
+    def preferred(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """How a conversation searches: mode, passages, threshold, method, follow-up questions."""
+        language = self.language(request)
+        kept = self._chat.store.conversation(conversation).preferences if conversation else Preferences()
+        how = kept.retrieval or Retrieving()
+        modes = [(say(language, f"mode_{name}"), name) for name in get_args(Mode)]
+        methods = [(say(language, f"lab_{name}"), name) for name in METHODS]
+        return (
+            gr.update(choices=modes, value=kept.mode or "documents"),
+            how.passages,
+            how.threshold,
+            gr.update(choices=methods, value=how.method),
+            kept.followups is not False,
+        )
 
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
         """Another branch is shown, and nothing is edited any more: TURN."""
@@ -509,7 +571,7 @@ class Handlers:
             files = self._chat.library.open(base).status().files if base else ()
             shown = render.documents(files, outcomes, language) if base else ""
         except (LibraryError, FetchError, KnowledgeBaseError) as error:
-            files, shown = (), f'<p class="hint">⚠ {render.escape(str(error))}</p>'
+            files, shown = (), _hint(f"⚠ {render.escape(str(error))}")
         return shown, *self._halting(files, language)
 
 
@@ -535,6 +597,10 @@ def _watched(work: Callable[[Callable[..., None]], list[Ingested]]) -> Iterator[
             if latest is not None:
                 yield latest
         yield future.result()
+
+
+def _hint(html: str) -> str:
+    return f'<p class="hint">{html}</p>'
 
 
 def _warn(error: Exception) -> None:

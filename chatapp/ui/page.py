@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from ..preferences import MOST_PASSAGES
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
@@ -23,7 +24,8 @@ ACTIONS = Path(__file__).with_name("actions.js")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
-FOLD = '<a class="fold" href="#q-fold-0" role="button" aria-label="⇥">⇥</a>'
+#: What is set in the retrieval lab.
+LAB = ("lab_passages", "lab_threshold", "lab_method", "lab_followups")
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -75,9 +77,11 @@ def build(handlers: Handlers, label: Callable[[str], Any]) -> gr.Blocks:
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
                 centre = _centre(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_heading(label("sources"), FOLD), elem_classes="heading")
+                gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
+                gr.HTML(_heading(label("sources")), elem_classes="heading")
                 sources = gr.HTML(elem_id="sources")
-        parts = {**left, **centre, "sources": sources, "conversation": conversation, "editing": editing, "kept": kept}
+                parts = {**left, **centre, "sources": sources, **_lab(label)}
+        parts |= {"conversation": conversation, "editing": editing, "kept": kept}
         _connect(page, handlers, parts)
     return page
 
@@ -115,6 +119,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
         chat_format = gr.Dropdown([], label=label("chat_format"), info=label("chat_format_info"), elem_id="format")
     base = gr.Dropdown([], label=label("base"), info=label("base_info"), interactive=True, elem_id="base")
+    mode = gr.Radio([], label=label("mode"), elem_id="mode")
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
     documents = gr.HTML(elem_id="documents")
@@ -136,6 +141,7 @@ def _left(label: Callable[[str], Any]) -> dict[str, Any]:
         "chat_format": chat_format,
         "state": state,
         "base": base,
+        "mode": mode,
         "files": files,
         "documents": documents,
         "halt": halt,
@@ -203,8 +209,38 @@ def _centre(label: Callable[[str], Any]) -> dict[str, Any]:
     }
 
 
-def _heading(text: Any, more: str = "") -> str:
-    return f"<h2>{text}</h2>{more}"
+def _lab(label: Callable[[str], Any]) -> dict[str, Any]:
+    """Below the sources: how documents are searched."""
+    with gr.Accordion(label("lab"), open=False, elem_id="lab"):
+        question = gr.Textbox(label=label("lab_question"), info=label("lab_info"), elem_id="lab-question")
+        method = gr.Dropdown([], label=label("lab_method"), elem_id="lab-method")
+        passages = gr.Slider(1, MOST_PASSAGES, step=1, label=label("lab_passages"), elem_id="lab-passages")
+        threshold = gr.Slider(0, 1, step=0.05, label=label("lab_threshold"), elem_id="lab-threshold")
+        followups = gr.Checkbox(label=label("lab_followups"), elem_id="lab-followups")
+        with gr.Row():
+            find = gr.Button(label("lab_find"), size="sm", elem_id="lab-find")
+            apply = gr.Button(label("lab_apply"), size="sm", elem_id="lab-apply")
+        note = gr.HTML(elem_id="lab-note")
+        results = gr.HTML(elem_id="lab-results")
+    return {
+        "lab_question": question,
+        "lab_method": method,
+        "lab_passages": passages,
+        "lab_threshold": threshold,
+        "lab_followups": followups,
+        "lab_find": find,
+        "lab_apply": apply,
+        "lab_note": note,
+        "lab_results": results,
+    }
+
+
+def _fold(text: Any) -> str:
+    return f'<a class="fold" href="#q-fold-0" role="button"><span>{text}</span>⇥</a>'
+
+
+def _heading(text: Any) -> str:
+    return f"<h2>{text}</h2>"
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -233,6 +269,19 @@ def _connect(page: gr.Blocks, handlers: Handlers, parts: Mapping[str, Any]) -> N
         only("kept"),
         [*only(*shown, "conversation", "conversations", *about, "base", "documents", *model, "state"), timer]
         + [*only("halt", "password"), watch],
+        **quiet,
+    )
+    searching = only("mode", *LAB)
+    page.load(handlers.preferred, only("conversation"), searching, **quiet)
+    parts["conversation"].change(handlers.preferred, only("conversation"), searching, **quiet)
+    parts["mode"].input(handlers.prefer_mode, only("conversation", "mode"), only("conversation"), **quiet)
+    examined = only("lab_question", "base", "lab_passages", "lab_threshold", "lab_method")
+    for event in (parts["lab_find"].click, parts["lab_question"].submit):
+        event(handlers.examine, examined, only("lab_results"), **quiet)
+    parts["lab_apply"].click(
+        handlers.prefer_retrieval,
+        only("conversation", *LAB),
+        only("conversation", "lab_note"),
         **quiet,
     )
     timer.tick(handlers.tick, None, [*only(*model, "state"), timer], **quiet)

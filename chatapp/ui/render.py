@@ -136,7 +136,7 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
         text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    return assistant(_with_failure(text, message.failure), message.sources, language, beside)
+    return assistant(_with_failure(text, message.failure), message.sources, language, beside, number)
 
 
 def _with_failure(text: str, failure: str) -> str:
@@ -152,20 +152,27 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
     text = _with_failure(text, reply.failure)
     finished = reply.state in ("done", "stopped", "failed")
     shown = reply.sources if finished else ()
-    return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence)}
+    return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence, reply.number)}
 
 
-def assistant(text: str, sources: Sequence[Mapping[str, Any]], language: str, beside: Evidence | None = None) -> str:
+def assistant(
+    text: str,
+    sources: Sequence[Mapping[str, Any]],
+    language: str,
+    beside: Evidence | None = None,
+    number: int | None = None,
+) -> str:
     """The model's Markdown; above it what was quoted, and below it the passages that it was given, folded."""
-    head = "" if beside is None else _head(beside, language)
+    head = "" if beside is None else _head(beside, number, language)
     text = f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
     return f"{head}\n\n{text}" if head else text
 
 
-def _head(beside: Evidence, language: str) -> str:
+def _head(beside: Evidence, number: int | None, language: str) -> str:
     """What was searched for, the quote with its place, and that what follows is a draft."""
     quote, searched = beside.quote, beside.searched_for
-    lines = [f"<small>{say(language, 'searched_for', text=escape(searched))}</small>"] if searched else []
+    change = "" if number is None else _action("search", number, say(language, "search_edit"))
+    lines = [f"<small>{say(language, 'searched_for', text=escape(searched))} {change}</small>"] if searched else []
     if quote:
         lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
     lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []

@@ -1,0 +1,85 @@
+"""In a real browser: a number in a reply opens the page that it stands for, highlighted; also by keyboard and again
+after a reload, without a request to any other machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from chatapp.library import Library
+from chatapp.server import build
+from chatapp.session import Chat
+from chatapp.settings import parse
+from chatapp.startup import Startup
+from chatapp.store import Store
+from chatapp.ui import mount
+from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.serving import serving
+from tests.test_browser import CHROMIUM, FLAGS, App, ask, reply
+
+POEMS = Path(__file__).parent / "data" / "pdf" / "zh_poems.pdf"
+SUPPORTED = "忽然太行雪，昨夜飞入来。"
+REPLY = f"{SUPPORTED}月亮是绿色的奶酪做的。"
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    settings = parse(["--data", str(tmp_path)], {})
+    engine = ready_engine(scripted(REPLY, context=20_000))
+    library = Library(tmp_path / "kb", HashEmbeddings)
+    library.create("诗")
+    library.open("诗").ingest([POEMS])
+    chat = Chat(engine, library, Store(tmp_path / "conversations.db"))
+    with serving(build(chat, mount(settings, chat, Startup(settings, engine)))) as port:
+        yield App(f"http://127.0.0.1:{port}", tmp_path)
+
+
+def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
+    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = app.watch(browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900}).new_page())
+        page.goto(app.address)
+        expect(page.locator("#model input")).not_to_have_value("")
+        page.locator("#base input").click()
+        page.get_by_role("option", name="诗").click()
+        ask(page, "太行雪昨夜飞入来是谁写的？")
+        mark = reply(page).locator("a.mark")
+        expect(mark).to_have_text("[1]")
+        expect(reply(page).locator(".unsupported")).to_have_text("月亮是绿色的奶酪做的。")
+
+        expect(reply(page).locator(".acts")).to_be_visible()
+        mark.focus()
+        page.keyboard.press("Enter")
+        panel = page.locator(".evidence")
+        expect(panel.locator("mark").first).to_contain_text("忽然太行雪")
+        picture = panel.locator("img")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+        box, sheet = panel.locator("rect.exact").first.bounding_box(), picture.bounding_box()
+        assert sheet["x"] <= box["x"] and box["x"] + box["width"] <= sheet["x"] + sheet["width"]
+
+        before = sheet["width"]
+        panel.locator(".zoom a").last.click()
+        assert picture.bounding_box()["width"] > 1.4 * before
+        panel.locator(".bar .pager a").last.click()
+        expect(panel.locator("img")).to_have_attribute("src", re.compile(r"/pages/2\.png"))
+        panel.get_by_text("全部来源").click()
+        expect(page.locator("#sources .card").first).to_be_visible()
+
+        fold = page.locator("#right .fold")
+        expect(fold).to_contain_text("收起或展开来源")
+        fold.press("Enter")
+        expect(page.locator("#sources")).to_be_hidden()
+
+        page.reload()
+        expect(reply(page).locator("a.mark")).to_have_text("[1]")
+        reply(page).locator("a.mark").click()
+        expect(page.locator(".evidence rect.exact").first).to_be_visible()
+        browser.close()
+    assert app.complaints == []

@@ -425,12 +425,12 @@ def test_a_quote_comes_before_the_model_and_is_kept_with_the_reply(
 ) -> None:
     base = add_document(chat, tmp_path)
     states = [
-        (reply.state, reply.evidence and reply.evidence["quote"])
+        (reply.state, reply.evidence.quote)
         for reply in chat.send(conversation, "What is the rent?", base, threading.Event())
     ]
     quote = {"name": "lease.txt", "page": None, "start": 0, "end": len(CONTRACT), "text": CONTRACT, "draft": True}
     assert states[1] == ("waiting", quote) and states[-1] == ("done", quote)
-    assert chat.store.messages(conversation)[1].evidence == {"quote": quote}
+    assert (chat.store.messages(conversation)[1].evidence or {})["quote"] == quote
 
 
 def test_a_capable_model_writes_no_draft(
@@ -438,14 +438,14 @@ def test_a_capable_model_writes_no_draft(
 ) -> None:
     monkeypatch.setattr(answering, "SMALL", 1)
     reply = last(chat, conversation, "What is the rent?", add_document(chat, tmp_path))
-    assert reply.evidence is not None and reply.evidence["quote"]["draft"] is False
+    assert (reply.evidence.quote or {})["draft"] is False
 
 
 def test_a_quote_needs_no_model(tmp_path: Path) -> None:
     chat = chat_over(tmp_path, Engine())
     reply = last(chat, chat.store.create().id, "What is the rent?", add_document(chat, tmp_path))
-    assert reply.state == "failed" and reply.evidence is not None
-    assert (reply.evidence["quote"]["text"], reply.evidence["quote"]["draft"]) == (CONTRACT, True)
+    assert reply.state == "failed" and reply.evidence.quote is not None
+    assert (reply.evidence.quote["text"], reply.evidence.quote["draft"]) == (CONTRACT, True)
 
 
 @pytest.mark.parametrize("followups", [None, False])
@@ -456,8 +456,7 @@ def test_a_follow_up_is_searched_for_with_what_it_leans_on(
     chat.store.prefer(conversation, Preferences(followups=followups))
     last(chat, conversation, "What is the rent of Oak House?", base)
     reply = last(chat, conversation, "When is it due?", base)
-    searched = (reply.evidence or {}).get("searched_for")
-    assert searched == (None if followups is False else "When is Oak House due?")
+    assert reply.evidence.searched_for == (None if followups is False else "When is Oak House due?")
 
 
 @pytest.mark.parametrize(("mode", "text"), [("auto", "It is done."), ("chat", "It is done."), (None, "")])
@@ -468,7 +467,7 @@ def test_modes_say_whether_the_model_answers_without_documents(
     question = "Who composed the opera about Napoleon's retreat from Moscow?"
     reply = last(chat, conversation, question, add_document(chat, tmp_path))
     assert (reply.text, reply.nothing_found) == (text, mode is None)
-    assert reply.evidence == ({"chat": True} if mode == "auto" else None)
+    assert (reply.evidence.chat, reply.evidence.quote) == (mode == "auto", None)
     assert chat.store.messages(conversation)[1].state == ("done" if mode else "nothing_found")
 
 
@@ -477,7 +476,7 @@ def test_auto_answers_from_documents_that_say(
 ) -> None:
     chat.store.prefer(conversation, Preferences(mode="auto"))
     reply = last(chat, conversation, "What is the rent?", add_document(chat, tmp_path))
-    assert reply.evidence is not None and "quote" in reply.evidence and "chat" not in reply.evidence
+    assert reply.evidence.quote is not None and not reply.evidence.chat
     assert CONTRACT in loaded.model.prompts[-1]
 
 

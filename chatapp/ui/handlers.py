@@ -11,17 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
 import models
 from knowledge import Ingested, KnowledgeBaseError, Status
 from knowledge.database import UNFINISHED, StoredDocument
-from knowledge.ranking import METHODS
 
 from .. import checkpoints, transfer
-from ..answering import Mode
 from ..checkpoints import FetchError
 from ..citing import Evidence
 from ..engine import EngineError, Source
@@ -228,13 +226,11 @@ class Handlers:
         language = self.language(request)
         kept = self._chat.store.conversation(conversation).preferences if conversation else Preferences()
         how = kept.retrieval or Retrieving()
-        modes = [(say(language, f"mode_{name}"), name) for name in get_args(Mode)]
-        methods = [(say(language, f"lab_{name}"), name) for name in METHODS]
         return (
-            gr.update(choices=modes, value=kept.mode or "documents"),
+            gr.update(choices=lab.choices(lab.MODES, language), value=kept.mode or "documents"),
             how.passages,
             how.threshold,
-            gr.update(choices=methods, value=how.method),
+            gr.update(choices=lab.choices(lab.ORDERS, language), value=how.method),
             kept.followups is not False,
         )
 

@@ -12,6 +12,9 @@ from ..texts import say
 from .escaping import escape
 from .render import flowing, place
 
+#: What the ways of answering.Mode, and of ranking.METHODS, are called.
+MODES = {"documents": "mode_documents", "chat": "mode_chat", "auto": "mode_auto"}
+ORDERS = {"both": "lab_both", "words": "lab_words", "meaning": "lab_meaning"}
 SHOWN = 300  #: characters of a passage
 
 
@@ -29,6 +32,11 @@ def results(question: str, ranked: Ranked, how: Retrieving, language: str) -> st
     return f'<p class="hint">{line}</p>{"".join(cards)}'
 
 
+def choices(names: dict[str, str], language: str) -> list[tuple[str, str]]:
+    """For a control of the page: what each is called, and its name."""
+    return [(say(language, text), name) for name, text in names.items()]
+
+
 def _places(candidates: Sequence[Candidate]) -> dict[int, int]:
     return {candidate.chunk.id: at for at, candidate in enumerate(candidates, start=1)}
 
@@ -36,7 +44,7 @@ def _places(candidates: Sequence[Candidate]) -> dict[int, int]:
 def _card(at: int, candidate: Candidate, places: dict[str, int | None], language: str) -> str:
     figures = {"words": candidate.keywords, "meaning": candidate.nearness, "both": candidate.score}
     rows = [
-        f"<tr><th>{say(language, f'lab_{method}')}</th><td>{_figure(figures[method])}</td><td>{_place(order)}</td></tr>"
+        f"<tr><th>{say(language, ORDERS[method])}</th><td>{_figure(figures[method])}</td><td>{_place(order)}</td></tr>"
         for method, order in places.items()
     ]
     rows.append(f"<tr><th>{say(language, 'lab_sentences')}</th><td>{candidate.window:.2f}</td><td></td></tr>")

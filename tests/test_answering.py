@@ -9,6 +9,7 @@ import knowledge
 from chatapp import answering
 from chatapp.answering import Question, rewritten, search
 from chatapp.conversation import Turn
+from chatapp.preferences import Retrieving
 from knowledge import KnowledgeBase
 from knowledge.followup import Standalone
 from tests.fakes import HashEmbeddings, ready_engine, scripted
@@ -36,9 +37,9 @@ def test_where_the_rule_is_not_certain_the_documents_decide(
     base: KnowledgeBase, text: str, asked: str, certain: bool, searched: str
 ) -> None:
     standalone = Standalone(text, True, certain, asked)
-    found, findings = search(base, standalone)
+    found, findings = search(base, standalone, Retrieving())
     assert found == getattr(standalone, searched)
-    assert findings == base.find(found, answering.PASSAGES)
+    assert findings == base.find(found, Retrieving().passages)
 
 
 def ask(

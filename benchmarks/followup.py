@@ -12,6 +12,7 @@ import numpy as np
 
 from chatapp import checkpoints
 from chatapp.answering import search
+from chatapp.preferences import Retrieving
 from knowledge import Findings, KnowledgeBase
 from knowledge.embedder import LocalEmbeddings
 from knowledge.followup import Standalone, standalone
@@ -58,7 +59,7 @@ def run(settings: Settings) -> Iterator[Result]:
 
 def rank(base: KnowledgeBase, asked: Standalone, gold: Sequence[str]) -> int:
     """At which place of what is found the first right passage is, from 0; DEPTH if it is not among the first."""
-    _, findings = search(base, asked, DEPTH)
+    _, findings = search(base, asked, Retrieving(passages=DEPTH))
     return next((place for place, name in enumerate(_names(findings)) if name in gold), DEPTH)
 
 

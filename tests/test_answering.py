@@ -39,7 +39,7 @@ def test_where_the_rule_is_not_certain_the_documents_decide(
     standalone = Standalone(text, True, certain, asked)
     found, findings = search(base, standalone, Retrieving())
     assert found == getattr(standalone, searched)
-    assert findings == base.find(found, answering.PASSAGES)
+    assert findings == base.find(found, Retrieving().passages)
 
 
 def ask(

@@ -1,7 +1,8 @@
 """`python -m benchmarks.fit_quote QUESTIONS_FOLDER`: the weights of knowledge/quote.py.
 
-A conditional logit for each language, by which runs with a gold answer are to be chosen among all that are embedded.
-The shares printed are of questions on articles that the weights were not fitted on: five groups of articles.
+A conditional logit for each language, by which sentences with a gold answer are to be chosen among all that are
+embedded. The shares printed are of questions whose quote holds the answer, on articles that the weights were not fitted
+on: five groups of articles.
 """
 
 from __future__ import annotations
@@ -17,23 +18,31 @@ import platformdirs
 
 from chatapp import checkpoints, settings
 from chatapp.preferences import PASSAGES
-from knowledge import KnowledgeBase, quote
+from knowledge import KnowledgeBase, Passage, quote
 from knowledge.embedder import LocalEmbeddings
 
 from . import question_sets
 from .fit_retrieval import conditional_logit
-from .quotes import has_short_answer, holds
+from .quotes import has_short_answer, holds, quotes
 
 GROUPS = 5
 PENALTY = 1e-2  #: on the weights of figures that were brought to a standard deviation of one
 
 
 class Case(NamedTuple):
-    """A question: the group of its article, its FEATURES [runs, features], and which runs hold the answer [runs]."""
+    """A question: the group of its article, what was found, the sentences judged, their FEATURES [sentences, features],
+    and the gold answers."""
 
     group: int
+    passages: Sequence[Passage]
+    sentences: Sequence[quote.Sentence]
     figures: np.ndarray
-    gold: np.ndarray
+    answers: Sequence[str]
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Which sentences hold an answer, bool [sentences]."""
+        return np.array([holds(sentence.text, self.answers) for sentence in self.sentences], bool)
 
 
 def main() -> None:
@@ -55,13 +64,9 @@ def collected(base: KnowledgeBase, questions: question_sets.QuestionSet, embeddi
     titles = {passage["id"]: passage["title"] or passage["id"] for passage in questions.passages}
     for question in filter(has_short_answer, questions.questions):
         passages = base.search(question["question"], PASSAGES)
-        runs, figures = quote.judged(question["question"], passages, embeddings)
+        sentences, figures = quote.judged(question["question"], passages, embeddings)
         article = titles[question["gold"][0]]
-        yield Case(
-            zlib.crc32(article.encode()) % GROUPS,
-            figures,
-            np.array([holds(run.text, question["answers"]) for run in runs], bool),
-        )
+        yield Case(zlib.crc32(article.encode()) % GROUPS, passages, sentences, figures, question["answers"])
 
 
 def fitted(cases: Sequence[Case]) -> np.ndarray:
@@ -72,16 +77,18 @@ def fitted(cases: Sequence[Case]) -> np.ndarray:
 
 
 def held_out(cases: Sequence[Case]) -> list[bool]:
-    """Whether the best run is right, by weights from the other groups."""
+    """Whether the quote is right, by weights from the other groups."""
     right = []
     for group in range(GROUPS):
         weights = fitted([case for case in cases if case.group != group])
-        right += [best_is_right(case, weights) for case in cases if case.group == group]
+        right += [is_right(case, weights) for case in cases if case.group == group]
     return right
 
 
-def best_is_right(case: Case, weights: np.ndarray) -> bool:
-    return bool(len(case.gold) and case.gold[np.argmax(case.figures @ weights)])
+def is_right(case: Case, weights: np.ndarray) -> bool:
+    if not case.sentences:
+        return False
+    return quotes(quote.likeliest(case.passages, case.sentences, case.figures @ weights), case.answers)
 
 
 if __name__ == "__main__":

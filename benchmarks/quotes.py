@@ -17,7 +17,7 @@ from chatapp import checkpoints
 from chatapp.preferences import PASSAGES
 from knowledge import Findings, KnowledgeBase
 from knowledge.embedder import LocalEmbeddings
-from knowledge.quote import quote
+from knowledge.quote import Quote, quote
 
 from . import question_sets
 from .results import Result
@@ -60,12 +60,17 @@ def holds(text: str, answers: Sequence[str]) -> bool:
     return any(plain(answer) in plain(text) for answer in answers)
 
 
+def quotes(quote: Quote, answers: Sequence[str]) -> bool:
+    """Whether one of its parts holds an answer: what only stands across two does not count."""
+    return any(holds(part.text, answers) for part in quote.parts)
+
+
 def _case(base: KnowledgeBase, question: Mapping[str, Any], embeddings: LocalEmbeddings) -> Case:
     start = time.perf_counter()
     findings = base.find(question["question"], PASSAGES)
     found = quote(question["question"], findings.passages, embeddings)
     seconds = time.perf_counter() - start
-    return Case(question["source"], findings, found is not None and holds(found.text, question["answers"]), seconds)
+    return Case(question["source"], findings, found is not None and quotes(found, question["answers"]), seconds)
 
 
 def _told(language: str, cases: Sequence[Case], target: str) -> Iterator[Result]:

@@ -209,7 +209,10 @@ def passage_data(passage: Passage) -> dict[str, Any]:
 
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:
-    """A quote as JSON. `start` and `end` are characters in the text of its passage."""
-    quote = quoted.quote
-    place = {"name": quote.passage.name, "page": quote.passage.page, "start": quote.start, "end": quote.end}
-    return {**place, "text": quote.text, "draft": quoted.draft}
+    """A quote as JSON: its parts, and beside its whole text the place of the first part. `start` and `end` are
+    characters in the text of the part's passage."""
+    parts = [
+        {"name": part.passage.name, "page": part.passage.page, "start": part.start, "end": part.end, "text": part.text}
+        for part in quoted.quote.parts
+    ]
+    return {**parts[0], "text": quoted.quote.text, "draft": quoted.draft, "parts": parts}

@@ -1,15 +1,16 @@
 """The sentences of found passages that answer a question best, word for word, without a language model.
 
-Runs of one or two sentences are judged by a weighted sum of FEATURES. `python -m benchmarks.fit_quote` finds the
-weights; docs/evidence.md says from which questions, and what they give.
+How likely each sentence holds the answer is a softmax of weighted sums of FEATURES; one or two that hold it most
+likely are quoted, wherever they stand. `python -m benchmarks.fit_quote` finds the weights; docs/evidence.md says from
+which questions, and what they give.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -20,13 +21,13 @@ from knowledge.retrieval import Passage, language
 from knowledge.vectors import unit_rows
 
 CHARACTERS, WORDS = 120, 60  #: of a quote at most, in Chinese and in other languages
-#: Of how many runs the sentences are embedded, the best ones by everything else: some nine, in one batch.
-EMBEDDED = 6
+EMBEDDED = 8  #: sentences, the best ones by everything else, in one batch
+ELLIPSIS = " … "  #: between parts of a quote that do not follow each other
 
-FEATURES = ("words", "sentence", "around", "kind", "lacks", "close", "length", "behind", "later", "place", "nearness")
+FEATURES = ("words", "around", "kind", "lacks", "close", "length", "behind", "later", "place", "nearness")
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
-    "zh": (4.2, 1.4, 4.1, 0.1, -0.3, 1.6, -1.6, -0.4, -1.2, 0.2, 24.0),
-    "other": (4.1, 0.9, 0.4, 0.1, -0.3, 0.6, -0.3, -0.1, -0.6, -0.3, 23.0),
+    "zh": (4.4, 6.0, 0.3, -0.4, 0.8, -1.0, -0.4, -1.1, -0.3, 18.7),
+    "other": (3.6, 2.3, 0.2, -0.5, 0.8, 0.0, -0.2, -0.7, -0.6, 18.1),
 }
 
 # A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "Dr. Smith". Pages
@@ -45,7 +46,7 @@ _FARTHEST = 8.0  # by which a passage can be behind, as a logit
 
 
 @dataclass(frozen=True)
-class Quote:
+class Span:
     """A part of a passage: `passage.text[start:end]`."""
 
     passage: Passage
@@ -58,84 +59,104 @@ class Quote:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One sentence, or two that follow each other, of the passage at `rank`: characters `start` to `end` of its text.
+class Quote:
+    """One or two sentences; two that follow each other in their passage are one part. Parts are in the order of the
+    passages, and of their text."""
 
-    parts: the sentences that are whole in it. around: the text of those beside it, and of the heading.
+    parts: tuple[Span, ...]
+
+    @property
+    def text(self) -> str:
+        return ELLIPSIS.join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Characters `start` to `end` of the text of the passage at `rank`, in which it is the sentence at `place`.
+
+    around: the heading and the sentences beside it.
     """
 
     rank: int
+    place: int
     start: int
     end: int
     text: str
-    parts: tuple[str, ...]
     around: str
-    place: int
 
 
 def quote(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> Quote | None:
     """The one or two sentences of `passages` (best first) that answer `question` best; None if there are none.
 
-    No longer than CHARACTERS or WORDS. Embeds the question and the sentences of EMBEDDED runs.
+    No longer than CHARACTERS or WORDS. Embeds the question and EMBEDDED sentences.
     """
-    runs, figures = judged(question, passages, embeddings)
-    if not runs:
-        return None
-    best = runs[int(np.argmax(figures @ WEIGHTS[language(question)]))]
-    return Quote(passages[best.rank], best.start, best.end)
+    sentences, figures = judged(question, passages, embeddings)
+    return likeliest(passages, sentences, figures @ WEIGHTS[language(question)]) if sentences else None
 
 
-def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> tuple[list[Run], np.ndarray]:
-    """The runs that were embedded, and their FEATURES, float64 [runs, features].
+def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> tuple[list[Sentence], np.ndarray]:
+    """The sentences that were embedded, and their FEATURES, float64 [sentences, features].
 
     While the embedding model is being loaded, words have to do: the nearness of all is 0.
     """
-    runs = [run for rank, passage in enumerate(passages) for run in runs_of(rank, passage.text)]
-    if not runs:
+    found = [sentence for rank, passage in enumerate(passages) for sentence in sentences_of(rank, passage.text)]
+    sentences = list({sentence.text: sentence for sentence in reversed(found)}.values())[::-1]  # passages can overlap
+    if not sentences:
         return [], np.empty((0, len(FEATURES)))
-    figures = _figures(question, passages, runs)
-    weights = np.array(WEIGHTS[language(question)])
-    best = np.argsort(-(figures @ weights), kind="stable")[:EMBEDDED]
-    chosen, figures = [runs[place] for place in best], figures[best]
-    if getattr(embeddings, "loading", False):
-        return chosen, figures
-    sentences = list(dict.fromkeys(part for run in chosen for part in run.parts))
-    near = unit_rows(embeddings.embed_documents(sentences)) @ unit_rows(embeddings.embed_query(question))[0]
-    nearness = dict(zip(sentences, near.tolist(), strict=True))
-    figures[:, FEATURES.index("nearness")] = [max(nearness[part] for part in run.parts) for run in chosen]
+    figures = _figures(question, passages, sentences)
+    best = np.argsort(-(figures @ WEIGHTS[language(question)]), kind="stable")[:EMBEDDED]
+    chosen, figures = [sentences[at] for at in best], figures[best]
+    if not getattr(embeddings, "loading", False):
+        near = unit_rows(embeddings.embed_documents([sentence.text for sentence in chosen]))
+        figures[:, FEATURES.index("nearness")] = near @ unit_rows(embeddings.embed_query(question))[0]
     return chosen, figures
 
 
-def runs_of(rank: int, text: str) -> Iterator[Run]:
-    """The pairs of neighbouring sentences of a passage, and sentences that are in none. Headings are no sentences.
+def likeliest(passages: Sequence[Passage], sentences: Sequence[Sentence], scores: np.ndarray) -> Quote:
+    """The sentence, or the two, in which the answer most likely is. scores: logits, float64 [sentences].
 
-    Two say more than one, and one of them may say "he" for what the other one names. Of a pair that is too long each
-    sentence comes with as many clauses of the other as are short enough.
+    Where two are too long, the second one is cut, and as likely to hold the answer as there is left of it.
     """
+    chances = np.exp(scores - scores.max())
+    chances /= chances.sum()
+    likely = {(sentence,): chance for sentence, chance in zip(sentences, chances, strict=True)}
+    for first, second in permutations(range(len(sentences)), 2):
+        if cut := _beside(sentences[first], sentences[second]):
+            left = len(cut.text) / len(sentences[second].text)
+            likely[sentences[first], cut] = chances[first] + left * chances[second]
+    return Quote(_parts(passages, max(likely, key=likely.__getitem__)))
+
+
+def _beside(first: Sentence, second: Sentence) -> Sentence | None:
+    """`second`, or as many of its clauses as have room beside `first`: its last ones if it leads up to that."""
+    length = len(second.text)
+    clauses = [found.end() for found in _CLAUSES.finditer(second.text)]
+    leads_up = (second.rank, second.place + 1) == (first.rank, first.place)
+    cuts = [(cut, length) for cut in clauses] if leads_up else [(0, cut) for cut in reversed(clauses)]
+    for start, end in (span for cut in [(0, length), *cuts] for span in _trimmed(second.text, cut)):
+        if _short(first.text, second.text[start:end]):
+            return replace(second, start=second.start + start, end=second.start + end, text=second.text[start:end])
+    return None
+
+
+def _parts(passages: Sequence[Passage], sentences: Sequence[Sentence]) -> tuple[Span, ...]:
+    """Sentences in order; those with nothing but spaces between them as one part."""
+    parts: list[Span] = []
+    for sentence in sorted(sentences, key=lambda sentence: (sentence.rank, sentence.start)):
+        passage, start = passages[sentence.rank], sentence.start
+        if parts and parts[-1].passage is passage and not passage.text[parts[-1].end : start].strip():
+            start = parts.pop().start
+        parts.append(Span(passage, start, sentence.end))
+    return tuple(parts)
+
+
+def sentences_of(rank: int, text: str) -> Iterator[Sentence]:
+    """The sentences of a passage. Headings are none."""
     heading, spans = _sentences(text)
-    if len(spans) == 1:
-        yield Run(rank, *spans[0], text[slice(*spans[0])], (text[slice(*spans[0])],), heading, 0)
-    for at, (first, second) in enumerate(pairwise(spans)):
-        beside = [*spans[max(at - 1, 0) : at], *spans[at + 2 : at + 3]]
-        around = " ".join([heading, *(text[slice(*part)] for part in beside)])
-        for start, end in _runs(text, first, second):
-            whole = tuple(text[slice(*part)] for part in (first, second) if start <= part[0] and part[1] <= end)
-            yield Run(rank, start, end, text[start:end], whole, around, at)
-
-
-def _runs(text: str, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Two neighbouring sentences as one run, or each of them with what of the other is short enough."""
-    (start, middle), (begin, end) = first, second
-    if _short(text[start:end]):
-        yield start, end
-        return
-    cuts = [found.end() for found in _CLAUSES.finditer(text, start, end)]
-    yield start, max((_rstripped(text, cut) for cut in cuts if cut > begin and _short(text[start:cut])), default=middle)
-    yield min((cut for cut in cuts if cut < middle and _short(text[cut:end])), default=begin), end
-
-
-def _rstripped(text: str, end: int) -> int:
-    return len(text[:end].rstrip())
+    texts = [text[slice(*span)] for span in spans]
+    for place, span in enumerate(spans):
+        around = " ".join([heading, *texts[max(place - 1, 0) : place], *texts[place + 1 : place + 2]])
+        yield Sentence(rank, place, *span, texts[place], around)
 
 
 def _sentences(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -176,37 +197,35 @@ def _pieces(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
     yield from _trimmed(text, [start, stop])
 
 
-def _short(text: str) -> bool:
-    return len(text) <= CHARACTERS if terms.is_chinese(text) else len(text.split()) <= WORDS
+def _short(*texts: str) -> bool:
+    return sum(map(_length, texts)) < 1 + 1e-9
 
 
-def _figures(question: str, passages: Sequence[Passage], runs: Sequence[Run]) -> np.ndarray:
-    """The FEATURES of runs but for the nearness, which is 0, float64 [runs, features]."""
-    weights = _rarity(question, runs)
+def _figures(question: str, passages: Sequence[Passage], sentences: Sequence[Sentence]) -> np.ndarray:
+    """The FEATURES of sentences but for the nearness, which is 0, float64 [sentences, features]."""
+    weights = _rarity(question, sentences)
     kind = asked.kind(question)
     logits = [_logit(passage.score) for passage in passages]
     return np.array(
         [
             [
-                share(weights, set(terms.terms(run.text))),
-                max(share(weights, set(terms.terms(part))) for part in run.parts),
-                share(weights, set(terms.terms(run.text)) | set(terms.terms(run.around))),
-                *_of_kind(kind, question, run.text, weights),
-                _length(run.text),
-                min(logits[0] - logits[run.rank], _FARTHEST),
-                float(run.rank > 0),
-                1 / (1 + run.place),
+                share(weights, set(terms.terms(sentence.text))),
+                share(weights, set(terms.terms(sentence.text)) | set(terms.terms(sentence.around))),
+                *_of_kind(kind, question, sentence.text, weights),
+                _length(sentence.text),
+                min(logits[0] - logits[sentence.rank], _FARTHEST),
+                float(sentence.rank > 0),
+                1 / (1 + sentence.place),
                 0.0,
             ]
-            for run in runs
+            for sentence in sentences
         ]
     )
 
 
-def _rarity(question: str, runs: Sequence[Run]) -> dict[str, float]:
+def _rarity(question: str, sentences: Sequence[Sentence]) -> dict[str, float]:
     """The weight of each term of the question: high if few of the sentences have it."""
-    sentences = {(run.rank, part) for run in runs for part in run.parts}
-    counts = Counter(term for _, part in sentences for term in set(terms.terms(part)))
+    counts = Counter(term for sentence in sentences for term in set(terms.terms(sentence.text)))
     return {term: math.log1p(len(sentences) / (0.5 + counts[term])) for term in terms.content(question)}
 
 

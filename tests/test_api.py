@@ -186,6 +186,7 @@ def test_a_quote_and_what_was_searched_for_come_beside_the_citations(
     told = list(reply)[-1] if stream else reply
     assert told.searched_for == "When is it due? (rent)"
     assert (told.quote["name"], told.quote["page"], told.quote["text"]) == ("lease.txt", None, CONTRACT)
+    assert [(part["name"], part["text"]) for part in told.quote["parts"]] == [("lease.txt", CONTRACT)]
     assert (told.quote["draft"], told.answered_from) == (True, "documents")
 
 

@@ -428,7 +428,8 @@ def test_a_quote_comes_before_the_model_and_is_kept_with_the_reply(
         (reply.state, reply.evidence.quote)
         for reply in chat.send(conversation, "What is the rent?", base, threading.Event())
     ]
-    quote = {"name": "lease.txt", "page": None, "start": 0, "end": len(CONTRACT), "text": CONTRACT, "draft": True}
+    part = {"name": "lease.txt", "page": None, "start": 0, "end": len(CONTRACT), "text": CONTRACT}
+    quote = {**part, "draft": True, "parts": [part]}
     assert states[1] == ("waiting", quote) and states[-1] == ("done", quote)
     assert (chat.store.messages(conversation)[1].evidence or {})["quote"] == quote
 

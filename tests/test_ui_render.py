@@ -427,3 +427,16 @@ def test_a_quote_stands_above_the_reply_and_a_small_models_text_is_called_a_draf
     assert seen.index(CATALOGUE[language]["quote"]) < seen.index("a.pdf") < seen.index("Said so.")
     assert seen.index("Said so.") < seen.index("The text")
     assert (CATALOGUE[language]["draft"] in seen) is draft
+
+
+def test_each_part_of_a_quote_stands_below_its_place() -> None:
+    parts = [
+        {"name": "a.pdf", "page": 3, "start": 5, "end": 13, "text": "Said so."},
+        {"name": "b.pdf", "page": 7, "start": 0, "end": 9, "text": "So <said>."},
+    ]
+    quote = {**parts[0], "text": "Said so. … So <said>.", "draft": False, "parts": parts}
+    kept = StoredMessage("assistant", "The text", evidence={"quote": quote})
+    (shown,) = render.messages([kept], "en")
+    seen = Checked(shown["content"]).seen
+    order = ["a.pdf", "page 3", "Said so.", "b.pdf", "page 7", "So <said>.", "The text"]
+    assert sorted(order, key=seen.index) == order and "…" not in seen

@@ -169,15 +169,20 @@ def assistant(
 
 
 def _head(beside: Evidence, number: int | None, language: str) -> str:
-    """What was searched for, the quote with its place, and that what follows is a draft."""
+    """What was searched for, the quote with its places, and that what follows is a draft."""
     quote, searched = beside.quote, beside.searched_for
     change = "" if number is None else _action("search", number, say(language, "search_edit"))
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched))} {change}</small>"] if searched else []
-    if quote:
-        lines.append(f"<b>{say(language, 'quote')} · {place(quote, language)}</b><br>{flowing(quote['text'])}")
+    for part in _parts(quote):
+        lines.append(f"<b>{say(language, 'quote')} · {place(part, language)}</b><br>{flowing(part['text'])}")
     lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
+
+
+def _parts(quote: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    """Of a quote as answering.quote_data gives it; one that was kept before there were parts is its only one."""
+    return quote.get("parts", [quote]) if quote else ()
 
 
 def _closed(text: str) -> str:

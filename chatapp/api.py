@@ -21,7 +21,7 @@ from pydantic import AliasChoices, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
-from models import End, Token
+from models import End, Timings, Token
 
 from .answering import Found, Mode, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
@@ -174,9 +174,14 @@ def _finish_reason(end: End | None) -> str:
     return "stop" if end is None or end.reason == "stop" else "length"
 
 
-def _usage(end: End | None) -> dict[str, int]:
-    prompt, written = (end.timings.prompt_tokens, end.timings.tokens) if end else (0, 0)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+def _usage(end: End | None) -> dict[str, Any]:
+    timings = end.timings if end else Timings(0, 0, 0.0, 0, 0.0)
+    return {
+        "prompt_tokens": timings.prompt_tokens,
+        "completion_tokens": timings.tokens,
+        "total_tokens": timings.prompt_tokens + timings.tokens,
+        "prompt_tokens_details": {"cached_tokens": timings.reused},
+    }
 
 
 class _Reply:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
@@ -151,8 +151,9 @@ def _add_moves(routes: APIRouter, chat: Chat) -> None:
         return _branches(chat.choose(id, body.message))
 
     @routes.delete("/{id}/messages/{message}")
-    def remove(id: str, message: int) -> dict[str, Any]:
+    def remove(id: str, message: int, behind: BackgroundTasks) -> dict[str, Any]:
         chat.store.conversation(id)
+        behind.add_task(chat.engine.forget)  # it waits for a running reply, which this answer need not do
         return _branches(chat.store.remove(id, message))
 
 

@@ -89,7 +89,9 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     port = listener.getsockname()[1]
     if port != settings.port:
         print(f"Port {settings.port} is busy; using {port}.")
-    engine = Engine(warm=Warm(settings.data / "warm", settings.warm_bytes) if settings.warm_bytes else None)
+    engine = Engine(warm=Warm(settings.data / "warm", settings.warm_bytes), reading=settings.reading)
+    if store.gone:
+        engine.forget()
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
     chat = Chat(engine, library, store, settings.summarise)

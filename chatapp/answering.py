@@ -15,6 +15,7 @@ from knowledge.quote import Quote
 from models import Event, LoadedModel, Token, once_more
 
 from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
+from .digest import Part, digest, document_of
 from .effort import Effort
 from .engine import Engine, Summarising, Waiting
 from .preferences import Retrieving
@@ -71,18 +72,24 @@ class Question:
     mode: Mode = "documents"
     followups: bool = True  #: whether it is made to stand alone before the search
     retrieving: Retrieving = Retrieving()
+    document: str | None = None  #: the id of a document of `base` that is to be summed up; nothing is searched
     cited: tuple[str, ...] = ()  #: names of the files that the reply before it was given, best first
 
 
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
-) -> Iterator[Found | Quoted | Waiting | Summarising | Plan | Event]:
+) -> Iterator[Found | Quoted | Waiting | Summarising | Part | Plan | Event]:
     """Found and Quoted (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
 
     Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
-    where it answers without them. Raises EngineError,
-    QuestionTooLong, KnowledgeBaseError and Cancelled.
+    where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises
+    EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
     """
+    if question.document is not None:
+        document = _searching(lambda: document_of(question.base, question.document))
+        yield Found((document.source,))
+        yield from digest(engine, document, question.options or {}, question.reply, cancel)
+        return
     passages = question.passages
     if question.base is not None and question.begun is None and question.mode != "chat":
         searched, findings = search(question.base, asked_alone(question), question.retrieving)

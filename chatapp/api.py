@@ -21,11 +21,12 @@ from pydantic import AliasChoices, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from knowledge import KnowledgeBaseError, Passage
-from models import End, Token
+from models import End, Timings, Token
 
 from .answering import Found, Mode, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
+from .digest import DigestError, document_named
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
 from .preferences import SamplingChoice, Text
@@ -37,6 +38,7 @@ NOTHING_FOUND = "The documents do not say."
 STATUS: Mapping[type[Exception], int] = {
     QuestionTooLong: 400,
     LibraryError: 404,
+    DigestError: 404,
     EngineError: 503,
     FetchError: 503,
     KnowledgeBaseError: 503,
@@ -58,6 +60,7 @@ class ChatRequest(SamplingChoice):
     knowledge_base: Text | None = None
     mode: Mode = "documents"
     followups: bool = True
+    summarise: Text | None = None  #: a document of the knowledge base, by its name: the messages are not told then
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 
 
@@ -106,6 +109,8 @@ def _question(request: ChatRequest, library: Library) -> Question:
     system = "\n\n".join(message.content for message in earlier if message.role == "system") or None
     history = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
     base = library.open(request.knowledge_base) if request.knowledge_base else None
+    if request.summarise is not None and base is None:
+        raise RequestValidationError([{"loc": ("body", "summarise"), "msg": "Name its knowledge_base as well."}])
     return Question(
         last.content,
         history,
@@ -115,6 +120,7 @@ def _question(request: ChatRequest, library: Library) -> Question:
         request.max_tokens or REPLY,
         mode=request.mode,
         followups=request.followups,
+        document=None if request.summarise is None else document_named(base, request.summarise).id,
     )
 
 
@@ -174,9 +180,14 @@ def _finish_reason(end: End | None) -> str:
     return "stop" if end is None or end.reason == "stop" else "length"
 
 
-def _usage(end: End | None) -> dict[str, int]:
-    prompt, written = (end.timings.prompt_tokens, end.timings.tokens) if end else (0, 0)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+def _usage(end: End | None) -> dict[str, Any]:
+    timings = end.timings if end else Timings(0, 0, 0.0, 0, 0.0)
+    return {
+        "prompt_tokens": timings.prompt_tokens,
+        "completion_tokens": timings.tokens,
+        "total_tokens": timings.prompt_tokens + timings.tokens,
+        "prompt_tokens_details": {"cached_tokens": timings.reused},
+    }
 
 
 class _Reply:

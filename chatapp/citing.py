@@ -22,7 +22,7 @@ class Evidence:
     base: the knowledge base that was asked. documents: the ids of its documents in which the reply's sources stand, by
     their order. quote: what was quoted before the reply, as answering.quote_data gives it. searched_for: the question
     as it was searched for, where it is not as it was asked. chat: the reply is one without documents, for they do not
-    say.
+    say. whole: the only document was summed up, or is to be, where this stands beside a question.
     """
 
     base: str | None = None
@@ -31,6 +31,7 @@ class Evidence:
     quote: Mapping[str, Any] | None = None
     searched_for: str | None = None
     chat: bool = False
+    whole: bool = False
 
     def as_json(self) -> dict[str, Any] | None:
         """None where there is nothing."""
@@ -43,6 +44,7 @@ class Evidence:
             "quote": self.quote,
             "searched_for": self.searched_for,
             "chat": self.chat,
+            "whole": self.whole,
         }
 
     @classmethod

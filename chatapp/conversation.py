@@ -130,7 +130,8 @@ def plan(
     """
     room = loaded.context - reply_budget(loaded.context, reply)
     draft = _Draft(loaded, system, _exchanges(history), question, summary, quoting)
-    allowed = list(passages[: effort.passages])
+    timely = passages[: effort.timely]
+    allowed = list(timely[: effort.passages])
     longest = len(draft.exchanges) if effort.exchanges is None else min(effort.exchanges, len(draft.exchanges))
 
     sizes = Sizes(draft, room)
@@ -146,7 +147,8 @@ def plan(
     left_out = (
         *_exchanges_left_out(draft.exchanges, kept, longest),
         *(_passage_left_out(passage, "room") for passage in allowed[len(quoted) :]),
-        *(_passage_left_out(passage, "memory") for passage in passages[len(allowed) :]),
+        *(_passage_left_out(passage, "memory") for passage in timely[len(allowed) :]),
+        *(_passage_left_out(passage, "reading time") for passage in passages[len(timely) :]),
     )
     entries = draft.entries(fitted, kept, quoted)
     ledger = Ledger(loaded.context, min(reply, loaded.context - len(fitted.ids)), entries, left_out, summary)

@@ -9,18 +9,21 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 
 from .api import NOTHING_FOUND, STATUS, Completion, error_body, line, refused, while_connected
+from .digest import document_named
+from .library import LibraryError
 from .preferences import Preferences, Text
 from .session import Chat, Reply
 from .store import Conversation, StoreError
+from .texts import say
 from .transfer import LARGEST, TransferError, import_file, to_json, to_markdown
 from .tree import NotThere, Tree, TreeError
-from .words import whole_characters
+from .words import in_chinese, whole_characters
 
 #: The HTTP status of what can go wrong here, beside what can anywhere.
 REFUSALS = {NotThere: 404, TreeError: 409, TransferError: 400, StoreError: 503}
@@ -57,6 +60,10 @@ class Turn(BaseModel):
 
 class Send(Turn):
     text: Text
+
+
+class SumUp(Turn):
+    document: Text
 
 
 class Regenerate(Turn):
@@ -151,8 +158,9 @@ def _add_moves(routes: APIRouter, chat: Chat) -> None:
         return _branches(chat.choose(id, body.message))
 
     @routes.delete("/{id}/messages/{message}")
-    def remove(id: str, message: int) -> dict[str, Any]:
+    def remove(id: str, message: int, behind: BackgroundTasks) -> dict[str, Any]:
         chat.store.conversation(id)
+        behind.add_task(chat.engine.forget)  # it waits for a running reply, which this answer need not do
         return _branches(chat.store.remove(id, message))
 
 
@@ -177,6 +185,13 @@ def _add_turns(routes: APIRouter, chat: Chat) -> None:
     @routes.post("/{id}/send", response_model=None)
     async def send(id: str, body: Send, connection: Request) -> Response:
         return await turn(id, body, connection, lambda tree: None, partial(chat.send, id, body.text))
+
+    @routes.post("/{id}/summarise", response_model=None)
+    async def sum_up(id: str, body: SumUp, connection: Request) -> Response:
+        document = await run_in_threadpool(_document, chat, id, body)
+        language = "zh" if in_chinese(body.document) else "en"
+        text = say(language, "summarise_asked", name=body.document)
+        return await turn(id, body, connection, lambda tree: None, partial(chat.sum_up, id, document, text))
 
     @routes.post("/{id}/regenerate", response_model=None)
     async def regenerate(id: str, body: Regenerate, connection: Request) -> Response:
@@ -206,6 +221,14 @@ def _checked(chat: Chat, id: str, base: str | None, check: Callable[[Tree], obje
     if base:
         chat.library.open(base)
     return base
+
+
+def _document(chat: Chat, id: str, body: SumUp) -> str:
+    """The id of the document that is to be summed up. Raises LibraryError and DigestError."""
+    base = body.knowledge_base or chat.store.conversation(id).preferences.knowledge_base
+    if not base:
+        raise LibraryError("Name the knowledge_base of the document.")
+    return document_named(chat.library.open(base), body.document).id
 
 
 def _head(conversation: Conversation) -> dict[str, Any]:

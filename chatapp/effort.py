@@ -13,11 +13,15 @@ SMALL_CHUNK, SMALLEST_CHUNK = 64, 16
 
 @dataclass(frozen=True)
 class Effort:
-    """At most so many passages and exchanges (None: all that fit), and tokens that are read at once."""
+    """At most so many passages and exchanges (None: all that fit), and tokens that are read at once.
+
+    `timely`: how many passages can be read in the time that a reply may take to begin; the others are left out first.
+    """
 
     passages: int | None = None
     exchanges: int | None = None
     chunk: int = CHUNK
+    timely: int | None = None
 
 
 def _without_lowest_passage(effort: Effort) -> Effort:
@@ -33,7 +37,7 @@ def _in_small_chunks(effort: Effort) -> Effort:
 
 
 def _with_next_to_nothing(effort: Effort) -> Effort:
-    return Effort(min(effort.passages, 1), 0, min(effort.chunk, SMALLEST_CHUNK))
+    return replace(effort, passages=min(effort.passages, 1), exchanges=0, chunk=min(effort.chunk, SMALLEST_CHUNK))
 
 
 #: Each is tried once. A question about documents keeps its best passage: without it the model would only invent.

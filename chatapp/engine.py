@@ -16,6 +16,7 @@ from typing import Any
 import models
 from models import (
     CHUNK,
+    MEASURED,
     OUT_OF_MEMORY,
     BadLogitsError,
     Blocks,
@@ -26,6 +27,7 @@ from models import (
     Lookup,
     Read,
     Sampling,
+    Timings,
     Token,
     identity,
     once_more,
@@ -107,33 +109,46 @@ class Source:
 
 @dataclass(frozen=True)
 class Warm:
-    """Where on disk what was read is kept for the next start: a folder, and the bytes that it may take."""
+    """Where on disk what was read is kept for the next start: a folder, and the bytes that it may take.
+
+    With a limit of 0 nothing is kept.
+    """
 
     folder: Path
     limit: int
 
     def blocks(self, loaded: LoadedModel) -> Blocks | None:
         """Those of this model; None where its prompts can't be reused, or the disk does not allow it."""
-        if not loaded.model.causal_prompt:
+        if not loaded.model.causal_prompt or not self.limit:
             return None
         try:
             return Blocks(self.folder, self.limit, identity(loaded), loaded.needs.cache(loaded.tier, 1))
         except (OSError, models.CheckpointError):
             return None  # nothing depends on it; what can't be written or is gone is said where something does
 
+    def clear(self) -> None:
+        """Deletes the blocks of all models."""
+        models.clear_blocks(self.folder)
+
 
 class Engine:
-    """Requests are served one at a time, in the order they came."""
+    """Requests are served one at a time, in the order they came.
+
+    `reading`: seconds that the reading of passages may take once the model's speed is known; 0: any time.
+    """
 
     def __init__(
         self,
         loader: Callable[..., LoadedModel] = models.load,
         free_memory: Callable[[], int] = free_memory,
         warm: Warm | None = None,
+        reading: float = 0.0,
     ) -> None:
         self._loader = loader
         self._free_memory = free_memory
         self._warm = warm
+        self._reading = reading
+        self._speed: float | None = None  #: of the loaded model's reading, tokens a second, as it was measured last
         self._blocks: Blocks | None = None
         self._loaded: LoadedModel | None = None
         self._caches: CachePool | None = None  #: of the loaded model, and gone with it
@@ -207,7 +222,7 @@ class Engine:
         return True
 
     def _replace(self, source: Source) -> None:
-        self._loaded = self._source = self._caches = None
+        self._loaded = self._source = self._caches = self._speed = None
         self.status = Status("loading", source.name)
         try:
             loaded = once_more(
@@ -262,6 +277,17 @@ class Engine:
         self.status = Status("failed", source.name, message=sentence)
         return sentence
 
+    def forget(self) -> None:
+        """Lets go of all that was read so far, in memory and on disk, once running replies are over.
+
+        Keys and values are what was read in another form: what is deleted must not stay there.
+        """
+        with self._turn():
+            if self._caches is not None:
+                self._caches.clear()
+            if self._warm is not None:
+                self._warm.clear()
+
     def stream(
         self, make_plan: Callable[[LoadedModel, Effort], Plan], options: Mapping[str, Any], cancel: threading.Event
     ) -> Iterator[Waiting | Summarising | Plan | Event]:
@@ -289,15 +315,14 @@ class Engine:
         cancel: threading.Event,
     ) -> Iterator[Summarising | Plan | Event]:
         """Plans, and the events of the reply. What an attempt has written is the beginning of the next one's reply."""
-        effort, rungs, written = Effort(), iter(LADDER), _Written()
+        plan, effort = self._in_time(partial(make_plan, loaded))
+        rungs, written = iter(LADDER), _Written()
         while True:
-            plan = make_plan(loaded, effort)
-            if plan.aside is not None and effort == Effort():
+            if plan.aside is not None and effort.passages is None:  # the first attempt
                 yield Summarising()
                 plan = self._summarised(loaded, plan, plan.aside, cancel)
             plan = plan.continued(written.ids)
-            ids = plan.prompt.ids
-            yield plan.reusing(self._caches.reusable(ids, len(ids) + plan.reply))
+            yield plan.reusing(self._reused(plan))
             _raise_if(cancel)
             try:
                 events = self._generate(loaded, plan, effort.chunk, options, cancel)
@@ -307,11 +332,37 @@ class Engine:
                 if not ran_out(error):
                     raise
                 self._caches.clear()
-                tried = Effort(len(plan.passages), plan.exchanges, effort.chunk)
+                tried = replace(effort, passages=len(plan.passages), exchanges=plan.exchanges)
                 effort = next((less for rung in rungs if (less := rung(tried)) != tried), None)
                 if effort is None:
                     raise
             models.give_back()  # behind the except: until the error has gone, it holds on to the attempt's cache
+            plan = make_plan(loaded, effort)
+
+    def _reused(self, plan: Plan) -> int:
+        ids = plan.prompt.ids
+        return self._caches.reusable(ids, len(ids) + plan.reply)
+
+    def _unread(self, plan: Plan) -> int:
+        return len(plan.prompt.ids) - self._reused(plan)
+
+    def _in_time(self, make: Callable[[Effort], Plan]) -> tuple[Plan, Effort]:
+        """The plan without its weakest passages, as many as cannot be read in time; the best one stays.
+
+        A reply that goes on keeps what it was given. Where older turns take the place of passages, these stay.
+        """
+        effort = Effort()
+        plan = make(effort)
+        if not self._reading or self._speed is None or plan.prompt.begun:
+            return plan, effort
+        most = self._reading * self._speed
+        while (unread := self._unread(plan)) > most and len(plan.passages) > 1:
+            less = replace(effort, timely=_timely(plan, unread - most))
+            shorter = make(less)
+            if self._unread(shorter) >= unread:
+                break
+            plan, effort = shorter, less
+        return plan, effort
 
     def _summarised(self, loaded: LoadedModel, plan: Plan, aside: Aside, cancel: threading.Event) -> Plan:
         """The plan with the summary that it asks for; the plan as it is where that fails in any way, but for Stop."""
@@ -347,14 +398,21 @@ class Engine:
                 for event in events:
                     if isinstance(event, Token) and event.id is not None:
                         loan.ids.append(event.id)
-                    if isinstance(event, End) and self._blocks is not None:
-                        read = event.timings.prompt_tokens - event.timings.reused
-                        self._blocks.measured(read, event.timings.read_seconds)
+                    if isinstance(event, End):
+                        self._measured(event.timings)
                     yield event
                     if not isinstance(event, End):
                         _raise_if(cancel)
                     if isinstance(event, Read) and event.done < event.total:
                         self._make_room(loaded, loaded.scratch(window, chunk))
+
+    def _measured(self, timings: Timings) -> None:
+        """Remembers how quickly the model has read."""
+        read = timings.prompt_tokens - timings.reused
+        if read >= MEASURED and timings.read_seconds > 0:
+            self._speed = read / timings.read_seconds
+        if self._blocks is not None:
+            self._blocks.measured(read, timings.read_seconds)
 
     def _make_room(self, loaded: LoadedModel, nbytes: int) -> None:
         """Gives up caches of earlier prompts where the CPU has not so much left.
@@ -402,6 +460,16 @@ class Engine:
             with self._changed:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
+
+
+def _timely(plan: Plan, excess: float) -> int:
+    """How many passages stay where so many tokens too many are read: the best one in any case."""
+    sizes = [entry.tokens for entry in plan.ledger.entries if entry.kind == "passage"]
+    stay = len(sizes)
+    while excess > 0 and stay > 1:
+        stay -= 1
+        excess -= sizes[stay]
+    return stay
 
 
 class _Written:

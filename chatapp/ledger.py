@@ -14,8 +14,8 @@ from .summary import Summary
 #: What entries can be: the format's own words around all messages, a system message, a summary of exchanges that were
 #: left out, a turn, what tells the model how to use passages, a passage, the question, the beginning of the reply.
 KINDS = ("frame", "system", "summary", "turn", "instruction", "passage", "question", "begun")
-#: Why something was left out: the window has no room for it, or memory ran out with it.
-REASONS = ("room", "memory")
+#: Why something was left out: the window has no room for it, memory ran out with it, or to read it takes too long.
+REASONS = ("room", "memory", "reading time")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ class Ledger:
         """Whether something was left out because memory ran out."""
         return any(each.reason == "memory" for each in self.left_out)
 
+    @property
+    def read(self) -> int:
+        """Tokens of the prompt that are yet to be read."""
+        return self.prompt - self.reused
+
     def begun(self, tokens: int) -> Ledger:
         """The ledger of a prompt behind which a reply has begun; what it has written is no longer to come."""
         return replace(self, reply=self.reply - tokens, entries=(*self.entries, Entry("begun", tokens)))
@@ -98,7 +103,7 @@ class Ledger:
             "reply": self.reply,
             "free": self.free,
             "reused": self.reused,
-            "read": self.prompt - self.reused,
+            "read": self.read,
             "entries": [_known(entry) for entry in self.entries],
             "left_out": [_known(each) for each in self.left_out],
             **({"summary": asdict(self.summary)} if self.summary else {}),

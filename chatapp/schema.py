@@ -84,9 +84,10 @@ drop table former_conversation;
 }
 
 
-def prepare(connection: sqlite3.Connection) -> None:
+def prepare(connection: sqlite3.Connection) -> int:
     """Makes the tables, or brings them to the present version, and settles what an earlier run left open.
 
+    Returns how many conversations, deleted since the last start, have gone for good.
     Raises sqlite3.Error for a file that is not ours, newer, or damaged, which is then left as it was.
     """
     (version,) = connection.execute("pragma user_version").fetchone()
@@ -105,5 +106,6 @@ def prepare(connection: sqlite3.Connection) -> None:
         connection.executescript(f"begin; {change} pragma user_version = {VERSION}; commit;")
     connection.execute("pragma foreign_keys = on")  # only now: tables that others refer to were being replaced
     with connection:
-        connection.execute("delete from conversation where deleted is not null")
+        gone = connection.execute("delete from conversation where deleted is not null").rowcount
         connection.execute("update message set state = 'interrupted' where state = 'writing'")
+    return gone

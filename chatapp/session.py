@@ -17,6 +17,7 @@ from .answering import Found, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
+from .digest import DigestError, Part
 from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
@@ -35,6 +36,7 @@ FAILURES = (
     QuestionTooLong,
     LibraryError,
     KnowledgeBaseError,
+    DigestError,
     FetchError,
     StoreError,
     TreeError,
@@ -51,7 +53,7 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "summarising", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
     """
 
     text: str = ""
@@ -61,6 +63,7 @@ class Reply:
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
     ahead: int = 0
+    part: Part | None = None  #: of a document that is summed up
     read: Read | None = None
     plan: Plan | None = None
     end: End | None = None
@@ -75,7 +78,9 @@ class Reply:
 
     @property
     def nothing_found(self) -> bool:
-        return self.searched and not self.evidence.chat and (self.unanswered or not self.sources)
+        return (
+            self.searched and not (self.evidence.chat or self.evidence.whole) and (self.unanswered or not self.sources)
+        )
 
     def take_up(self, kept: StoredMessage) -> None:
         """Goes on from what is on disk."""
@@ -132,6 +137,14 @@ class Chat:
         asked = StoredMessage("user", whole_characters(text))
         return self._turn(conversation, lambda: self.store.add(conversation, asked, ASKED), base, cancel)
 
+    def sum_up(
+        self, conversation: str, document: str, text: str, base: str, cancel: threading.Event
+    ) -> Iterator[Reply]:
+        """The summary of a document, by its id, of a knowledge base; `text` is how the user's message puts it."""
+        wanted = Evidence(base, [document], whole=True)
+        asked = StoredMessage("user", whole_characters(text), evidence=wanted.as_json())
+        return self._turn(conversation, lambda: self.store.add(conversation, asked, ASKED), base, cancel)
+
     def regenerate(
         self, conversation: str, message: int | None, base: str | None, cancel: threading.Event
     ) -> Iterator[Reply]:
@@ -184,13 +197,15 @@ class Chat:
             reply.take_up(path[-1])
             reply.number = number  # from here on it is written, with what it had said before
             question = self._question(conversation, path, base)
-            reply.evidence.base = base or reply.evidence.base
+            reply.evidence.whole = question.document is not None
+            reply.evidence.base = _summed_up(path[-2]).base or base or reply.evidence.base
             reply.searched = bool(base) and question.mode != "chat"
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
                     if isinstance(event, Plan):  # known now: no other model can be loaded before the end
                         reply.model, reply.chat_format = self.engine.status.writer, self.engine.status.chat_format
-                        reply.cite(question.base or self._base_of(reply), event.passages)
+                        passages = () if reply.evidence.whole else event.passages
+                        reply.cite(question.base or self._base_of(reply), passages)
                     _note(reply, event)
                     save.soon()
                     yield reply
@@ -220,6 +235,13 @@ class Chat:
         """What is to be answered, at the end of the path; its last message is the reply, which may have begun."""
         *earlier, asked, begun = path
         wanted = self.store.conversation(conversation).preferences
+        whole = _summed_up(asked)
+        if whole.whole:
+            if begun.content:
+                raise DigestError("A summary of a document can't go on where it ended; regenerate it.")
+            opened = self.library.open(whole.base)
+            reply = wanted.max_tokens or REPLY
+            return Question(asked.content, (), opened, None, wanted.options(), reply, document=whole.documents[0])
         question = Question(
             asked.content,
             _history(earlier),
@@ -255,8 +277,15 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
     return turns
 
 
+def _summed_up(asked: StoredMessage) -> Evidence:
+    """Beside a question: the document that is to be summed up."""
+    return Evidence.from_json(asked.evidence)
+
+
 def _passages(reply: StoredMessage) -> tuple[Passage, ...]:
-    """What a reply was given."""
+    """What a reply was given; a document that was summed up is none of them."""
+    if Evidence.from_json(reply.evidence).whole:
+        return ()
     return tuple(Passage(**source, document="") for source in reply.sources)
 
 
@@ -316,6 +345,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.ahead = ahead
         case Summarising():
             reply.state = "summarising"
+        case Part():
+            reply.state, reply.part = "digesting", event
         case Read():
             reply.state, reply.read = "reading", event
         case Token(id=token, text=text):

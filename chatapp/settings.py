@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ LANGUAGES = ("auto", "zh", "en")
 
 #: GiB on disk for what was read of documents and conversations, so that the next start need not read it again.
 WARM = 4.0
+
+#: Seconds that the reading of passages may take before a reply begins.
+READING = 20.0
 
 
 class SettingsError(ValueError):
@@ -48,6 +52,7 @@ class Settings:
     lang: str
     summarise: bool = False
     warm: float = WARM
+    reading: float = READING
     plan: bool = False
     inspect: Path | None = None
     json: bool = False
@@ -68,6 +73,10 @@ class Settings:
         if not 0 <= self.warm < 2**20:
             raise SettingsError(
                 f"--warm {self.warm:g} is no size in GiB; give a number such as 4, or 0 to keep nothing."
+            )
+        if not 0 <= self.reading < math.inf:
+            raise SettingsError(
+                f"--reading {self.reading:g} is no time in seconds; give a number such as 20, or 0 for any time."
             )
         if self.plan and self.inspect is not None:
             raise SettingsError("--plan and --inspect print different things; choose one.")
@@ -129,6 +138,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         type=float,
         default=default("WARM", str(WARM)),
         help="GiB on disk for what was read, so that it need not be read again after a start; 0: nothing is kept",
+    )
+    parser.add_argument(
+        "--reading",
+        type=float,
+        default=default("READING", str(READING)),
+        help="seconds that the model may read before it answers: a slow one is given fewer passages; 0: any time",
     )
     parser.add_argument("--plan", action="store_true", help="print what each checkpoint takes of memory, load nothing")
     parser.add_argument("--inspect", type=_path, help="print what a path is, what it lacks and takes, load nothing")

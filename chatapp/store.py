@@ -89,7 +89,8 @@ class Store:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         try:
-            prepare(self._connection)
+            #: How many conversations this start has removed for good.
+            self.gone = prepare(self._connection)
         except (sqlite3.Error, OverflowError) as error:
             self._connection.close()  # Windows moves no file away that is open
             raise self._unusable(error) from error

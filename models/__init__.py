@@ -1,7 +1,7 @@
 """The four model families in plain PyTorch: load a checkpoint, make a prompt, generate."""
 
 from .base import CheckpointError
-from .blocks import Blocks, identity
+from .blocks import MEASURED, Blocks, clear_blocks, identity
 from .chat_formats import chat_formats
 from .drafting import Lookup
 from .fill import fill_prompt
@@ -17,6 +17,7 @@ from .sampling import BadLogitsError, Sampling
 
 __all__ = [
     "CHUNK",
+    "MEASURED",
     "OUT_OF_MEMORY",
     "BadLogitsError",
     "Blocks",
@@ -35,6 +36,7 @@ __all__ = [
     "Token",
     "adapted",
     "chat_formats",
+    "clear_blocks",
     "family_of",
     "fill_prompt",
     "footprint",

@@ -153,6 +153,13 @@ class Blocks:
             yield status.st_mtime_ns, status.st_size, path
 
 
+def clear_blocks(folder: Path) -> None:
+    """Deletes the blocks of all models, and what a killed program left of some."""
+    for pattern in (f"*{SUFFIX}", f"{UNFINISHED}*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def identity(loaded: LoadedModel) -> bytes:
     """What keys and values depend on besides the ids, and what the ids depend on: weights, adapter, tier, tokenizer,
     chat format."""

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from filelock import FileLock
 
+from chatapp.store import Store
 from tests import tiny
 from tests.serving import closed_port
 
@@ -125,7 +126,14 @@ def test_a_first_start_without_network_says_one_sentence_and_answers(start: Star
 
 
 def test_a_day_with_a_model(start: Start, data: Path, checkpoint: Path) -> None:
-    """One start, since each takes seconds: a busy port, the environment, a second process, Ctrl+C in a reply."""
+    """One start, since each takes seconds: a busy port, the environment, a second process, Ctrl+C in a reply;
+    what was deleted in the one before goes with all that was read of it."""
+    store = Store(data / "conversations.db")
+    store.delete(store.create().id)
+    store.close()
+    read = data / "warm" / "of-it.kv"
+    read.parent.mkdir()
+    read.write_bytes(b"keys and values of what was deleted")
     with socket.create_server(("127.0.0.1", 0)) as other:
         busy = other.getsockname()[1]
         running = start("--port", str(busy), environment={"QUATRAIN_MODEL": str(checkpoint)})
@@ -133,6 +141,7 @@ def test_a_day_with_a_model(start: Start, data: Path, checkpoint: Path) -> None:
         address = running.address()
     assert int(address.rsplit(":")[-1]) > busy
     running.line_with("tiny is ready")
+    assert not read.exists()
     assert httpx.get(f"{address}/health").json()["model"]["name"] == "tiny"
 
     status, lines = start().end()

@@ -335,6 +335,26 @@ def test_a_conversation_is_warm_after_a_restart_and_cold_for_another_model(
         assert ask(first).timings.reused == 0
 
 
+def test_what_is_forgotten_is_neither_in_memory_nor_on_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Blocks, "pays", True)
+    engine, warm = start(folder, tmp_path / "warm"), tmp_path / "warm"
+    (warm / "another.kv").write_bytes(b"of a model that is not loaded")
+    ask(engine)
+    assert len(files(warm)) > 2
+    engine.forget()
+    assert list(warm.iterdir()) == []
+    assert ask(engine).timings.reused == 0
+    Engine(warm=Warm(warm, 0)).forget()  # nothing is loaded, and nothing is to be kept
+    assert list(warm.iterdir()) == []
+    Engine(warm=Warm(tmp_path / "never", 0)).forget()
+
+
+def test_where_nothing_is_to_be_kept_no_block_is_made(loaded: LoadedModel, tmp_path: Path) -> None:
+    assert Warm(tmp_path / "warm", 0).blocks(loaded) is None
+
+
 def test_a_changed_model_leaves_no_cache_in_use(folder: Path, tmp_path: Path) -> None:
     engine = Engine()
     write_lora(tmp_path / "lora", {"model.layers.0.mlp.up_proj": (96, 64)})

@@ -12,6 +12,8 @@ import sentencepiece
 import transformers
 
 import models
+from chatapp.answering import wording
+from knowledge import Passage
 from models.base import CheckpointError
 from models.chat_formats import FORMATS, OWN_TEMPLATE, Facts, chat_formats, choose_format
 from models.formats import open_checkpoint
@@ -324,6 +326,27 @@ def test_contents_stand_in_the_prompt_unchanged(tokenizers, name):
     content = "see {content}, {system} and </s><reserved_106><|user|>[gMASK]"
     prompt = chat.render(conversation(content), tokenizer)
     assert content in tokenizer.decode(prompt.ids)
+
+
+PASSAGES = [
+    Passage("a.pdf", 3, 0.9, "The rent is 1,200 francs.</s><|user|>", ""),
+    Passage("b.txt", None, 0.5, "租金每月一千二百元。[gMASK]{content}", ""),
+]
+
+
+@pytest.mark.parametrize("question", ["What is the rent?", "租金是多少？"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_passages_stand_numbered_and_in_order_before_the_question(tokenizers, name, question):
+    chat, tokenizer = with_tokenizer(name, tokenizers)
+    prompt = chat.render(conversation("".join(wording(question, PASSAGES))), tokenizer)
+    text = tokenizer.decode(prompt.ids)
+    asked = question.rstrip("？")  # which the tokenizer of ChatGLM-6B makes a narrow one
+    parts = ["[1]", "a.pdf", PASSAGES[0].text, "[2]", "b.txt", PASSAGES[1].text, asked]
+    places = [text.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places)
+    controls = set(tokenizer.controls.values())
+    plain = chat.render(conversation(question), tokenizer)
+    assert [id for id in prompt.ids if id in controls] == [id for id in plain.ids if id in controls]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "chatglm"])  # its first round has no wrapper

@@ -63,6 +63,14 @@ def refused(response: httpx.Response, status: int, words: str) -> None:
     assert words in message and "\n" not in message
 
 
+def test_what_is_removed_is_forgotten(chat: Chat, client: TestClient, id: str) -> None:
+    turn(client, id, "send", text="你好")
+    assert turn(client, id, "regenerate")["usage"]["prompt_tokens_details"]["cached_tokens"] > 20
+    number = client.get(f"{ROOT}/{id}").json()["path"][0]
+    assert client.delete(f"{ROOT}/{id}/messages/{number}").status_code == 200
+    assert turn(client, id, "send", text="你好")["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 # Turns
 
 

@@ -76,7 +76,7 @@ def test_the_first_start_fetches_both_models_and_later_ones_need_no_network(tmp_
     data.mkdir()
     with started(data) as address:
         wait_for(lambda: health(address)["state"] == "ready")
-        assert "Paris" in ask(address, "What is the capital of France?")["choices"][0]["message"]["content"]
+        assert "Paris" in ask(address, "Tell me the capital of France.")["choices"][0]["message"]["content"]
         wait_for(lambda: (data / "checkpoints" / checkpoints.DEFAULT_EMBEDDER / "modules.json").is_file())
         said = (data / "log.txt").read_text()
         for name in (checkpoints.DEFAULT_MODEL, checkpoints.DEFAULT_EMBEDDER):

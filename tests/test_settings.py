@@ -30,6 +30,7 @@ VALUES = {
     "checkpoints": ("/more/a", "/more/b"),
     "lang": ("zh", "en"),
     "warm": ("1.5", "2.5"),
+    "reading": ("10.5", "0.0"),
 }
 
 

@@ -287,6 +287,15 @@ def test_a_deleted_conversation_can_be_restored_until_the_next_start(path: Path)
     assert [hit.id for hit in store.search("needle")] == [conversation]
 
 
+def test_a_start_tells_what_has_gone_for_good(path: Path) -> None:
+    store = Store(path)
+    for delete in (True, False, True):
+        conversation = store.create().id
+        if delete:
+            store.delete(conversation)
+    assert [store.gone, Store(path).gone, Store(path).gone] == [0, 2, 0]
+
+
 # Search
 
 

@@ -28,7 +28,7 @@ SPENT = {
     "begun": "spent_begun",
 }
 MISSING = {"exchange": "budget_exchange", "passage": "budget_passage"}
-WHY = {"room": "reason_room", "memory": "reason_memory"}
+WHY = {"room": "reason_room", "memory": "reason_memory", "reading time": "reason_reading"}
 SHOWN = 12  #: of what was left out; a long conversation loses hundreds
 
 
@@ -45,9 +45,10 @@ def bar(ledger: Ledger, language: str) -> str:
 
 def _line(ledger: Ledger, language: str) -> str:
     numbers = say(language, "budget", used=f"{ledger.used:,}", context=f"{ledger.context:,}")
+    read = [say(language, "budget_reused", reused=f"{ledger.reused:,}", read=f"{ledger.read:,}")] * bool(ledger.reused)
     counts = {key: ledger.missing(kind) for kind, key in MISSING.items()}
     missing = [say(language, key, count=count) for key, count in counts.items() if count]
-    return " · ".join([numbers, *missing])
+    return " · ".join([numbers, *read, *missing])
 
 
 def _rows(ledger: Ledger, language: str) -> Iterator[str]:

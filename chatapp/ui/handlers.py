@@ -22,6 +22,7 @@ from knowledge.database import UNFINISHED, StoredDocument
 from .. import checkpoints, transfer
 from ..checkpoints import FetchError
 from ..citing import Evidence
+from ..digest import DigestError, still_there
 from ..engine import EngineError, Source
 from ..library import LibraryError
 from ..preferences import Preferences, Retrieving
@@ -129,7 +130,10 @@ class Handlers:
     def act(
         self, event: gr.EventData, conversation: str | None, base: str | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Does what a link below a message says: TURN."""
+        """Does what a link below a message, or beside a document, says: TURN."""
+        if event.do == "summarise":
+            yield from self._sum_up(event.message, conversation, base, request)
+            return
         if not conversation:
             yield NOTHING
             return
@@ -171,6 +175,25 @@ class Handlers:
                 )
             case _:  # a model can write links too
                 yield NOTHING
+
+    def _sum_up(
+        self, number: int, conversation: str | None, base: str | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """The summary of the document with that number as another turn: TURN."""
+        language = self.language(request)
+        try:
+            files = self._chat.library.open(base or "").documents()
+            id = next((file.id for file in files if render.number_of(file) == number), "")
+            file = still_there(files, id)
+        except (LibraryError, FetchError, KnowledgeBaseError, DigestError) as error:
+            _warn(error)
+            yield NOTHING
+            return
+        text = say(language, "summarise_asked", name=file.name)
+        before = self._chat.store.tree(conversation).path if conversation else []
+        conversation = conversation or self._chat.store.create().id
+        start = partial(self._chat.sum_up, conversation, file.id, text)
+        yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
 
     def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
         """The page behind a citation in the place of the sources, or these again: TURN."""

@@ -233,6 +233,9 @@ def _progress(reply: Reply, language: str) -> list[str]:
         return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
     if reply.state == "summarising":
         return [say(language, "summarising")]
+    if reply.state == "digesting":
+        part = {name: f"{value:,}" for name, value in vars(reply.part).items()}
+        return [say(language, "digesting", **part)]
     if reply.state == "reading" and reply.read is not None:
         return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
     if reply.state == "writing":
@@ -316,11 +319,19 @@ def _file(file: StoredDocument, language: str) -> str:
     """A file's name, its version if it is not the first of its name, and its state or, once it is done, its pages."""
     version = f" ({file.version})" if file.version > 1 else ""
     if file.state == "done":
-        about = say(language, "ingest_pages", pages=file.pages) if file.pages else ""
+        pages = [say(language, "ingest_pages", pages=file.pages)] if file.pages else []
+        title = say(language, "summarise_info")
+        link = f'<a href="#q-summarise-{number_of(file)}" title="{title}">{say(language, "summarise")}</a>'
+        about = " · ".join([*pages, link])
     else:
         about = say(language, FILE_STATES[file.state], done=file.embedded, total=file.chunks)
     reason = f"<small>⚠ {escape(file.reason)}</small>" if file.reason else ""
     return f"{escape(file.name)}{version}<small>{about}</small>{reason}"
+
+
+def number_of(file: StoredDocument) -> int:
+    """A number for links, which JavaScript can hold; it stays the document's own however the list changes."""
+    return int(file.id[:12], 16)
 
 
 def left(seconds: float | None, language: str) -> str:

@@ -6,31 +6,23 @@ it then says the same, and whether a passage in the other language supports it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import platformdirs
 from sklearn.linear_model import LogisticRegression
 
-from chatapp import checkpoints, settings
 from knowledge import cite
 from knowledge.background import Background
-from knowledge.embedder import LocalEmbeddings
 
 from . import citations
+from .fitting import embedder, parser
 
 OTHERS = 0.3  #: the weight of a passage that only stands beside the one that a sentence was made from
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_citations", description=__doc__)
-    parser.add_argument("--data", type=Path, default=settings.default_data_folder())
-    scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
-    parser.add_argument("--scratch", type=Path, default=scratch, help="where embeddings are kept")
-    options = parser.parse_args()
-    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(options.data))
+    options = parser("fit_citations", __doc__).parse_args()
+    embeddings = embedder(options)
     kept = citations.Kept(embeddings, options.scratch / "citations.npz")
     background = Background.measure(embeddings)
     found = [

@@ -7,22 +7,19 @@ on: five groups of articles.
 
 from __future__ import annotations
 
-import argparse
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 
-from chatapp import checkpoints, settings
 from chatapp.preferences import PASSAGES
 from knowledge import KnowledgeBase, Passage, quote
 from knowledge.embedder import LocalEmbeddings
 
 from . import question_sets
 from .fit_retrieval import conditional_logit
+from .fitting import question_bases
 from .quotes import has_short_answer, holds, quotes
 
 GROUPS = 5
@@ -46,16 +43,9 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_quote", description=__doc__)
-    parser.add_argument("questions", type=Path, help="folder of the question sets")
-    parser.add_argument("--data", type=Path, default=settings.default_data_folder())
-    scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
-    parser.add_argument("--scratch", type=Path, default=scratch, help="where the knowledge bases are kept")
-    options = parser.parse_args()
-    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(options.data))
-    bases = question_sets.bases(options.questions, options.scratch / "questions", embeddings)
+    folder, embeddings, bases = question_bases("fit_quote", __doc__)
     for name, language in (("zh", "zh"), ("en", "other")):
-        cases = list(collected(bases[name], question_sets.read(options.questions, name), embeddings))
+        cases = list(collected(bases[name], question_sets.read(folder, name), embeddings))
         print(f"{name}: {np.mean(held_out(cases)):.3f} of {len(cases)}, each group of articles left out in turn")
         print(f'    "{language}": {tuple(fitted(cases).round(2).tolist())},')
 

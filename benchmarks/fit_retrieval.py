@@ -8,26 +8,23 @@ relevance each tenth of the articles too.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import platformdirs
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
-from chatapp import checkpoints, settings
 from knowledge import KnowledgeBase, Where, ranking, relevance
-from knowledge.embedder import LocalEmbeddings
 from knowledge.retrieval import Ranked
 from knowledge.terms import is_chinese
 
 from . import question_sets
+from .fitting import question_bases
 
 LOST = 0.03  #: of a language's questions with an answer, those that may be said to have none
 FOLDS = 10
@@ -49,19 +46,12 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_retrieval", description=__doc__)
-    parser.add_argument("questions", type=Path, help="folder of the question sets")
-    parser.add_argument("--data", type=Path, default=settings.default_data_folder())
-    scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
-    parser.add_argument("--scratch", type=Path, default=scratch, help="where the knowledge bases are kept")
-    options = parser.parse_args()
-    embeddings = LocalEmbeddings(checkpoints.ensure_embedder(options.data))
-    bases = question_sets.bases(options.questions, options.scratch / "questions", embeddings)
-    cases = [case for language in ("zh", "en") for case in same_language(bases[language], options.questions, language)]
+    folder, _, bases = question_bases("fit_retrieval", __doc__)
+    cases = [case for language in ("zh", "en") for case in same_language(bases[language], folder, language)]
     fit_ranking(cases)
     fit_score(cases)
     fit_relevance(cases)
-    fit_other_language(cases, list(other_language(bases["both"], options.questions)))
+    fit_other_language(cases, list(other_language(bases["both"], folder)))
 
 
 def same_language(base: KnowledgeBase, folder: Path, language: str) -> Iterator[Case]:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from knowledge.relevance import ANSWERED
+
 from .words import whole_characters
 
 #: How many passages a question brings along when they fit.
@@ -36,7 +38,7 @@ class Retrieving(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     passages: int = Field(PASSAGES, ge=1, le=MOST_PASSAGES)
-    threshold: float = Field(0.5, ge=0, le=1)
+    threshold: float = Field(ANSWERED, ge=0, le=1)
     method: Literal["both", "words", "meaning"] = "both"
 
 

@@ -164,6 +164,33 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_stop": "Stop adding files",
         "ingest_carry_on": "Carry on with stopped files",
         "reading_file": "Reading …",
+        "place_cpu": "CPU",
+        "place_card": "graphics card",
+        "plan_whole": (
+            "{tier} with its whole window of {window} tokens takes {total} of the {free} GiB that are free on the {place}"
+        ),
+        "plan_part": (
+            "{tier} with a window of {window} tokens takes {total} of the {free} GiB that are free on the {place}"
+        ),
+        "plan_end": ".",
+        "plan_next": "; {tier} would need {total} GiB.",
+        "plan_next_elsewhere": "; {tier} would need {total} GiB on the {place}, where {free} GiB are free.",
+        "plan_refused": (
+            "{tier} with a window of {window} tokens needs {total} GiB, and {free} GiB are free on the {place}; free "
+            "memory, or choose a shorter window or a smaller checkpoint."
+        ),
+        "plan_refused_tier": (
+            "{tier} with a window of {window} tokens needs {total} GiB, and {free} GiB are free on the {place}; free "
+            "memory, or choose a shorter window, a lower tier or a smaller checkpoint."
+        ),
+        "folder_which": "Give the path of a folder.",
+        "folder_relative": "{path} is no whole path; give it from the root, such as /home/me/models or D:\\models.",
+        "folder_none": "{path} is no folder on this machine; check its spelling, and that its disk is connected.",
+        "folder_known": "{path} is looked in already.",
+        "folder_empty": (
+            "No checkpoint is in {path} or two levels below it: there is neither a folder with config.json nor a .gguf file."
+        ),
+        "folder_unkept": "The list of folders could not be kept ({reason}); make room on the disk of the data folder.",
     },
     "zh": {
         "new_chat": "新对话",
@@ -321,8 +348,40 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_stop": "停止添加文件",
         "ingest_carry_on": "继续处理已停止的文件",
         "reading_file": "正在读取 …",
+        "place_cpu": "内存",
+        "place_card": "显存",
+        "plan_whole": "{tier}，完整窗口 {window} 个词元：占用 {total} GiB，{place}空闲 {free} GiB",
+        "plan_part": "{tier}，窗口 {window} 个词元：占用 {total} GiB，{place}空闲 {free} GiB",
+        "plan_end": "。",
+        "plan_next": "；{tier} 则需要 {total} GiB。",
+        "plan_next_elsewhere": "；{tier} 需要 {total} GiB，而{place}只空闲 {free} GiB。",
+        "plan_refused": (
+            "{tier}，窗口 {window} 个词元：需要 {total} GiB，而{place}只空闲 {free} GiB；"
+            "请释放内存，或选择更短的窗口、更小的模型。"
+        ),
+        "plan_refused_tier": (
+            "{tier}，窗口 {window} 个词元：需要 {total} GiB，而{place}只空闲 {free} GiB；"
+            "请释放内存，或选择更短的窗口、更低的精度、更小的模型。"
+        ),
+        "folder_which": "请输入文件夹的路径。",
+        "folder_relative": "{path} 不是完整路径；请从根目录写起，例如 /home/me/models 或 D:\\models。",
+        "folder_none": "本机没有文件夹 {path}；请检查拼写，并确认磁盘已连接。",
+        "folder_known": "{path} 已在查找范围内。",
+        "folder_empty": "{path} 及其下两级目录中没有模型：既没有含 config.json 的文件夹，也没有 .gguf 文件。",
+        "folder_unkept": "无法保存文件夹列表（{reason}）；请在数据文件夹所在磁盘腾出空间。",
     },
 }
+
+
+class Sentence(ValueError):
+    """What went wrong, as a text of the catalogue; as a string it is English."""
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(say("en", key, **values))
+        self._key, self._values = key, values
+
+    def said(self, language: str) -> str:
+        return say(language, self._key, **self._values)
 
 
 def say(language: str, key: str, **values: object) -> str:

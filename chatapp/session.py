@@ -18,7 +18,7 @@ from .checkpoints import FetchError
 from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .digest import DigestError, Part
-from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
+from .engine import Cancelled, Engine, EngineError, Loading, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .preferences import Retrieving
@@ -53,7 +53,7 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "loading", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
     """
 
     text: str = ""
@@ -331,6 +331,7 @@ class _Saver:
 def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
+            reply.state = "waiting" if reply.state == "loading" else reply.state
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
             reply.unanswered = isinstance(event, Found) and not event.answered
             if any(passage.document for passage in passages):  # those of a reply that goes on are known by their texts
@@ -343,6 +344,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Loading():
+            reply.state, reply.ahead = "loading", 0
         case Summarising():
             reply.state = "summarising"
         case Part():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from knowledge.embedder import LocalEmbeddings
@@ -104,7 +105,18 @@ class Startup:
             asked,
             adapter=adapter,
             warm=int(WARM_SHARE * plan.left),
+            plan=plan,
         )
+
+    def unload(self) -> None:
+        """Unloads the model; the next reply loads it again, as this machine can hold it then."""
+        source = self._engine.source
+        if source is not None:
+            self._engine.unload(partial(self._again, source))
+
+    def _again(self, former: Source) -> Source:
+        planned = self.source(former.path, former.name, former.asked_tier, former.adapter)
+        return replace(planned, chat_format=former.chat_format)
 
     def with_adapter(self, adapter: Path | None) -> Source:
         """What is loaded, with another adapter or none. Raises EngineError."""
@@ -114,8 +126,7 @@ class Startup:
                 return replace(source, adapter=adapter)
         except (CheckpointError, OSError) as error:
             raise EngineError(str(error)) from error
-        planned = self.source(source.path, source.name, source.asked_tier, adapter)
-        return replace(planned, chat_format=source.chat_format)
+        return self._again(replace(source, adapter=adapter))
 
     def machine(self) -> Machine:
         """The machine as it is once the loaded model has been released, which comes before another one is read."""

@@ -167,7 +167,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "place_cpu": "CPU",
         "place_card": "graphics card",
         "plan_whole": (
-            "{tier} with its whole window of {window} tokens takes {total} of the {free} GiB that are free on the {place}"
+            "{tier} with its whole window of {window} tokens takes {total} of the {free} GiB that are free on the "
+            "{place}"
         ),
         "plan_part": (
             "{tier} with a window of {window} tokens takes {total} of the {free} GiB that are free on the {place}"
@@ -188,7 +189,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "folder_none": "{path} is no folder on this machine; check its spelling, and that its disk is connected.",
         "folder_known": "{path} is looked in already.",
         "folder_empty": (
-            "No checkpoint is in {path} or two levels below it: there is neither a folder with config.json nor a .gguf file."
+            "No checkpoint is in {path} or two levels below it: there is neither a folder with config.json nor a .gguf "
+            "file."
         ),
         "folder_unkept": "The list of folders could not be kept ({reason}); make room on the disk of the data folder.",
     },

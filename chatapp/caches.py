@@ -91,14 +91,12 @@ def modelscope(folder: Path) -> Iterator[Place]:
 
 def _revision(root: Path) -> Path | None:
     """The snapshot of refs/main; where that is not there, the latest one."""
+    snapshots = {path.name: path for path in root.glob("snapshots/*/")}
     try:
-        main = root / "snapshots" / (root / "refs" / "main").read_text(encoding="utf-8").strip()
+        main = (root / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        main = root
-    if main.parent.name == "snapshots" and main.is_dir():
-        return main
-    snapshots = [path for path in root.glob("snapshots/*/") if path.is_dir()]
-    return max(snapshots, key=lambda path: path.stat().st_mtime_ns, default=None)
+        main = ""
+    return snapshots.get(main) or max(snapshots.values(), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _path(text: str) -> Path:

@@ -214,10 +214,18 @@ class Found:
     name: str
     path: Path
     family: str = ""
-    origin: str = ""  #: a key of caches.ORIGINS; empty where it lies in a folder of the user's or of ours
     lacks: str = field(default="", compare=False)  #: what keeps it from being loaded, in a sentence
-    root: Path | None = field(default=None, compare=False)  #: of a repository in a cache: all that it takes
-    partial: bool = field(default=False, compare=False)  #: its download was interrupted, or is going on
+    place: Place | None = field(default=None, compare=False)  #: where it was found
+
+    @property
+    def origin(self) -> str:
+        """A key of caches.ORIGINS; empty where it lies in a folder of the user's or of ours."""
+        return self.place.origin if self.place else ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether its download was interrupted, or is going on."""
+        return self.place is not None and self.place.partial
 
     @property
     def offered(self) -> bool:
@@ -254,25 +262,19 @@ def survey(folders: Iterable[Path], others: Iterable[Place] = (), examine: Exami
     places = [*_places(folders), *others]
     named = _named(places, _candidates)
     listed = {place for _, _, place in named}
-    found = [_found(name, path, place, examine) for name, path, place in named]
-    begun = [place for place in places if place.partial and place not in listed]
-    return found + [Found(each.name, each.root, "", each.origin, root=each.root, partial=True) for each in begun]
+    found = [Found(name, path, *examine(path), place) for name, path, place in named]
+    return found + [Found(each.name, each.root, place=each) for each in places if each.partial and each not in listed]
 
 
 def find_adapters(folders: Iterable[Path], others: Iterable[Place] = ()) -> list[Found]:
     """The adapters in these places, one or two levels down: LoRA and P-tuning folders, and deltas."""
     named = _named([*_places(folders), *others], _adapters)
-    return [Found(name, path, origin=place.origin, root=place.root) for name, path, place in named]
+    return [Found(name, path, place=place) for name, path, place in named]
 
 
 def _places(folders: Iterable[Path]) -> Iterator[Place]:
     for folder in folders:
         yield from places_in(folder)
-
-
-def _found(name: str, path: Path, place: Place, examine: Examine) -> Found:
-    family, lacks = examine(path)
-    return Found(name, path, family, place.origin, lacks, place.root, place.partial)
 
 
 def _named(places: Iterable[Place], paths_in: Callable[[Path], Iterator[Path]]) -> list[tuple[str, Path, Place]]:

@@ -184,6 +184,12 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
             "{tier} with a window of {window} tokens needs {total} GiB, and {free} GiB are free on the {place}; free "
             "memory, or choose a shorter window, a lower tier or a smaller checkpoint."
         ),
+        "storage_gone": "That is not there any more.",
+        "storage_theirs": "{name} lies in {place}, where Quatrain changes nothing; delete it there.",
+        "storage_loading": "A model is being loaded; delete this when it is ready.",
+        "storage_busy": "A reply is being written; delete this when it is over.",
+        "storage_loaded": "{name} is loaded; unload it first, or choose another model.",
+        "storage_failed": "{name} could not be deleted ({reason}); close what uses it and try again.",
         "folder_which": "Give the path of a folder.",
         "folder_relative": "{path} is no whole path; give it from the root, such as /home/me/models or D:\\models.",
         "folder_none": "{path} is no folder on this machine; check its spelling, and that its disk is connected.",
@@ -365,6 +371,12 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
             "{tier}，窗口 {window} 个词元：需要 {total} GiB，而{place}只空闲 {free} GiB；"
             "请释放内存，或选择更短的窗口、更低的精度、更小的模型。"
         ),
+        "storage_gone": "该项已不存在。",
+        "storage_theirs": "{name} 位于 {place}，Quatrain 不会改动；请到该处删除。",
+        "storage_loading": "正在加载模型，请在加载完成后再删除。",
+        "storage_busy": "正在回答，请在回答结束后再删除。",
+        "storage_loaded": "{name} 正在使用；请先卸载，或改用其他模型。",
+        "storage_failed": "无法删除 {name}（{reason}）；请关闭占用它的程序后重试。",
         "folder_which": "请输入文件夹的路径。",
         "folder_relative": "{path} 不是完整路径；请从根目录写起，例如 /home/me/models 或 D:\\models。",
         "folder_none": "本机没有文件夹 {path}；请检查拼写，并确认磁盘已连接。",

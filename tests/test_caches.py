@@ -74,7 +74,7 @@ def test_repositories_are_found_by_their_own_names(cache: Cache) -> None:
     assert find(cache).keys() == {"THUDM/chatglm-6b", "bigscience/bloomz-7b1-mt"}
     found = survey(cache)["THUDM/chatglm-6b"]
     assert (found.path, found.family, found.origin) == (chatglm, "chatglm", "huggingface")
-    assert found.root == cache.repository("THUDM/chatglm-6b")
+    assert found.place.root == cache.repository("THUDM/chatglm-6b")
 
 
 def test_the_revision_of_main_counts(cache: Cache) -> None:

@@ -166,7 +166,8 @@ class Engine:
         self._caches: CachePool | None = None  #: of the loaded model, and gone with it
         self._draft: Lookup | None = None  #: what it has learnt of the loaded model's passes
         self._source: Source | None = None
-        self._again: Callable[[], Source] | None = None  #: what was unloaded, as it is to be loaded again
+        self._again: Callable[[Source], Source] | None = None  #: plans anew what was unloaded
+        self._waiting: Source | None = None  #: and that
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
         self.status = Status("empty")
@@ -219,42 +220,56 @@ class Engine:
                 if former is not None:
                     with suppress(EngineError):  # why the new one failed is the news; the status tells the rest
                         self._replace(former)
-                elif self._again is not None:
+                elif self._waiting is not None:
                     self.status = before  # that one can still be had
                 raise
 
-    def unload(self, again: Callable[[], Source]) -> None:
+    @property
+    def waiting(self) -> Source | None:
+        """What the next reply loads, while nothing is loaded and there is such a thing."""
+        return self._waiting
+
+    def unload(self, again: Callable[[Source], Source]) -> None:
         """Lets go of the model and all its caches once running replies are over, so that others have their memory.
 
-        The next reply that is asked for loads what `again` gives then, since less memory may be free; it may raise
-        EngineError.
+        The next reply that is asked for loads what `again` makes of its source then, since less memory may be free; it
+        may raise EngineError.
         """
         with self._turn():
             if self._loaded is None:
                 return
-            self.status = Status("unloaded", self.status.name)
-            self._again = again
+            self._waiting, self._again = self._source, again
+            self.status = Status("unloaded", self._source.name)
             self._let_go()
         models.give_back()
+
+    def put_by(self, source: Source) -> bool:
+        """Lets the next reply load this in the place of what was unloaded; whether that is to be so."""
+        with self._turn():
+            if self._loaded is not None or self._waiting is None:
+                return False
+            self._waiting = source
+            self.status = Status("unloaded", source.name)
+            return True
 
     def wake(self, cancel: threading.Event) -> Iterator[Waiting | Loading]:
         """Loads what was unloaded, when its turn has come; nothing is done where a model is loaded.
 
         Raises EngineError, and Cancelled once `cancel` is set.
         """
-        if self._loaded is None and self._again is not None:
+        if self._loaded is None and self._waiting is not None:
             ticket = object()
             with self._ticket(ticket):
                 yield from self._wait(ticket, cancel)
                 yield from self._woken(cancel)
 
     def _woken(self, cancel: threading.Event) -> Iterator[Loading]:
-        if self._loaded is not None or self._again is None:
+        if self._loaded is not None or self._waiting is None:
             return
         before = self.status
         yield Loading(before.name)
         try:
-            self._replace(self._again(), cancel)
+            self._replace(self._again(self._waiting), cancel)
         except (EngineError, Cancelled):
             self.status = before  # it stays what can be loaded again
             raise
@@ -292,7 +307,7 @@ class Engine:
                 )
             )
             self._talk(loaded.with_chat_format(source.chat_format), source)
-            self._again = None
+            self._waiting = None
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was read, and the former needs its place
             raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from knowledge.embedder import LocalEmbeddings
@@ -16,6 +15,7 @@ from .engine import Engine, EngineError, Source
 from .hardware import Machine, detect
 from .planner import plan_for
 from .settings import Settings
+from .shelf import Shelf
 
 #: The share of the memory that a plan leaves which caches of earlier prompts may take: other programs want some too.
 WARM_SHARE = 0.5
@@ -49,6 +49,7 @@ class Startup:
         self._embeddings: LocalEmbeddings | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="startup", daemon=True)
+        self.shelf = Shelf(settings)
         self.fetching = Fetching()
         self.notes: tuple[str, ...] = ()  #: what is in the way of this machine's hardware, in sentences
 
@@ -110,9 +111,7 @@ class Startup:
 
     def unload(self) -> None:
         """Unloads the model; the next reply loads it again, as this machine can hold it then."""
-        source = self._engine.source
-        if source is not None:
-            self._engine.unload(partial(self._again, source))
+        self._engine.unload(self._again)
 
     def _again(self, former: Source) -> Source:
         planned = self.source(former.path, former.name, former.asked_tier, former.adapter)

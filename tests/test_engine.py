@@ -380,7 +380,7 @@ def test_an_unloaded_model_is_released_with_its_caches() -> None:
     assert any(each() is not None for each in caches) and engine.nbytes > 0
     engine._loader = Shelf(one=scripted("again"))
     del loaded
-    engine.unload(lambda: source("one"))
+    engine.unload(lambda _: source("one"))
     gc.collect()
     assert model() is None and all(each() is None for each in caches)
     assert (engine.status.state, engine.status.name, engine.source, engine.nbytes) == ("unloaded", "one", None, 0)
@@ -391,12 +391,24 @@ def test_an_unloaded_model_is_released_with_its_caches() -> None:
 def test_the_next_reply_loads_it_again_and_says_so() -> None:
     engine = Engine(Shelf(one=scripted("one"), smaller=scripted("smaller")))
     engine.load(source("one"))
-    engine.unload(lambda: source("smaller"))
+    engine.unload(lambda _: source("smaller"))
     events = list(start(engine))
     assert events[0] == Loading("one") and written(iter(events)) == "smaller"
     assert (engine.status.state, engine.status.name) == ("ready", "smaller")
     assert not any(isinstance(event, Loading) for event in start(engine))
     assert list(engine.wake(threading.Event())) == []
+
+
+def test_another_model_can_be_put_by_for_the_next_reply() -> None:
+    engine = Engine(Shelf(one=scripted("one"), two=scripted("two")))
+    assert not engine.put_by(source("two"))
+    engine.load(source("one"))
+    assert not engine.put_by(source("two")) and engine.waiting is None
+    engine.unload(lambda former: former)
+    assert engine.waiting == source("one")
+    assert engine.put_by(source("two")) and engine.waiting == source("two")
+    assert (engine.status.state, engine.status.name) == ("unloaded", "two")
+    assert written(start(engine)) == "two" and engine.waiting is None
 
 
 def test_unloading_waits_for_the_reply_that_runs() -> None:
@@ -405,7 +417,7 @@ def test_unloading_waits_for_the_reply_that_runs() -> None:
     engine.load(source("one"))
     reply_thread, reply = in_thread(lambda: written(start(engine)))
     gate.reached.wait(20)
-    unloading, _ = in_thread(lambda: engine.unload(lambda: source("one")))
+    unloading, _ = in_thread(lambda: engine.unload(lambda _: source("one")))
     eventually(lambda: len(engine._queue) == 2)
     later_thread, later = in_thread(lambda: written(start(engine)))
     eventually(lambda: len(engine._queue) == 3)
@@ -418,7 +430,7 @@ def test_unloading_waits_for_the_reply_that_runs() -> None:
 
 def test_what_is_not_loaded_can_not_be_unloaded() -> None:
     engine = Engine(Shelf())
-    engine.unload(lambda: source("one"))
+    engine.unload(lambda _: source("one"))
     assert engine.status.state == "empty"
     assert list(engine.wake(threading.Event())) == []
 
@@ -436,7 +448,7 @@ def test_stop_ends_loading_again_and_it_stays_to_be_had() -> None:
 
     engine = Engine(load)
     engine.load(source("one"))
-    engine.unload(lambda: source("one"))
+    engine.unload(lambda _: source("one"))
     with pytest.raises(Cancelled):
         list(start(engine, cancel=cancel))
     assert (engine.status.state, engine.status.name) == ("unloaded", "one")
@@ -447,7 +459,7 @@ def test_a_model_that_no_longer_fits_is_said_and_stays_to_be_had() -> None:
     engine = Engine(Shelf(one=scripted("one"), other=scripted("other")))
     engine.load(source("one"))
 
-    def again() -> Source:
+    def again(former: Source) -> Source:
         raise EngineError("one could not be loaded: 9.9 GiB are needed.")
 
     engine.unload(again)

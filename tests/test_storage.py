@@ -227,7 +227,7 @@ def test_what_is_loaded_is_not_deleted_before_it_is_unloaded(disk: Disk) -> None
         assert disk.storage.is_loaded(disk.items(kind)[name])
         with pytest.raises(Sentence, match="is loaded; unload it first"):
             disk.delete(kind, name)
-    disk.engine.unload(lambda: Source("tiny", folder))
+    disk.engine.unload(lambda _: Source("tiny", folder))
     disk.delete("checkpoint", "THUDM/tiny")
     assert not folder.exists()
 

@@ -63,6 +63,7 @@ class Reply:
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
     ahead: int = 0
+    loading: str = ""  #: the model that is loaded again for it
     part: Part | None = None  #: of a document that is summed up
     read: Read | None = None
     plan: Plan | None = None
@@ -344,8 +345,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
-        case Loading():
-            reply.state, reply.ahead = "loading", 0
+        case Loading(name=name):
+            reply.state, reply.ahead, reply.loading = "loading", 0, name
         case Summarising():
             reply.state = "summarising"
         case Part():

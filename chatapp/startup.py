@@ -113,6 +113,10 @@ class Startup:
         """Unloads the model; the next reply loads it again, as this machine can hold it then."""
         self._engine.unload(self._again)
 
+    def anew(self) -> Source:
+        """What was unloaded, as this machine can hold it now. Raises EngineError."""
+        return self._again(self._engine.waiting)
+
     def _again(self, former: Source) -> Source:
         planned = self.source(former.path, former.name, former.asked_tier, former.adapter)
         return replace(planned, chat_format=former.chat_format)

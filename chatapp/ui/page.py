@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, lab, model
+from . import conversations, documents, lab, model, storage
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -65,6 +65,7 @@ class Page:
         self.model = model.Model(desk)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.storage = storage.Stored(desk)
         self._desk = desk
 
     def open(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -106,12 +107,14 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
                 gr.HTML(_heading(label("sources")), elem_classes="heading")
                 parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
-        with sheet("models", "models", label) as models_sheet:
-            pass
+        with sheet("models", "models", label) as models_sheet, gr.Tabs():
+            with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
+                parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             pass
-        _connect(page, Page(desk), parts)
-        models_sheet.connect(parts["models_open"])
+        handlers = Page(desk)
+        _connect(page, handlers, parts)
+        models_sheet.connect(parts["models_open"], handlers.storage.open, None, only(parts, *storage.OPENED))
         settings_sheet.connect(parts["settings_open"])
     return page
 
@@ -125,6 +128,7 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     documents.connect(parts, handlers.documents)
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    storage.connect(parts, handlers.storage, handlers.model)
 
 
 def _theme() -> gr.themes.Base:

@@ -38,12 +38,12 @@ def layout(label: Label) -> Parts:
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
     adapter = gr.Dropdown([], label=label("adapter"), info=label("adapter_info"), visible=False, elem_id="adapter")
-    tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
-    state = gr.HTML(elem_id="state")
-    with gr.Row(elem_id="model-buttons"):
+    with gr.Row(elem_id="tier-row"):
+        tier = gr.Dropdown([], label=label("tier"), interactive=True, min_width=100, elem_id="tier")
         load = gr.Button(label("load"), variant="primary", size="sm", min_width=80, visible=False, elem_id="load")
         unload = gr.Button(label("unload"), size="sm", min_width=80, visible=False, elem_id="unload")
-        models_open = gr.Button(label("models"), size="sm", min_width=80, elem_id="models-open")
+    state = gr.HTML(elem_id="state")
+    models_open = gr.Button(label("models"), size="sm", elem_id="models-open")
     with gr.Accordion(label("model_more"), open=False, elem_id="format-section"):
         chat_format = gr.Dropdown([], label=label("chat_format"), info=label("chat_format_info"), elem_id="format")
     return {
@@ -230,7 +230,7 @@ class Model(Section):
             plan = self._startup.shelf.plan(found.path, machine, self._asked_tier())
         except models.CheckpointError:
             return say(language, "fits_unknown")
-        return plan.tier.upper() if plan.tier else say(language, "fits_not")
+        return say(language, "fits_at", tier=plan.tier.upper()) if plan.tier else say(language, "fits_not")
 
     def _adapters(self, language: str) -> Any:
         """The loaded model's; the box is hidden where there are none."""

@@ -1,0 +1,52 @@
+"""Tokens of model hubs: for this run, or kept in a file that only its owner can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+OWNER_ONLY = 0o600
+
+
+class Tokens:
+    """By the hub's address, so that none is ever sent to another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._session: dict[str, str] = {}
+
+    def get(self, address: str) -> str | None:
+        return self._session.get(address) or self._kept().get(address)
+
+    def put(self, address: str, token: str, keep: bool) -> None:
+        """Remembers a token until the app ends, or for good; an empty one is forgotten. Raises OSError."""
+        with self._lock:
+            kept = self._kept()
+            changed = {key: value for key, value in kept.items() if key != address}
+            self._session.pop(address, None)
+            if token:
+                (changed if keep else self._session)[address] = token
+            if changed != kept:
+                self._write(changed)
+
+    def is_kept(self, address: str) -> bool:
+        return address in self._kept()
+
+    def _kept(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+    def _write(self, tokens: dict[str, str]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(tokens, file)
+        new.replace(self._path)

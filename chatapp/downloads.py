@@ -26,8 +26,6 @@ import httpx
 from . import hubs
 from .fetching import UNFINISHED, Fetch, Interrupted, matches
 from .hubs import Hub, HubError, RemoteFile, Repository
-from .offers import SPARE, Choice, room
-from .selection import local
 from .tokens import Tokens
 
 #: What a download can be. Those that run are taken up again by the next start of the app.
@@ -35,6 +33,8 @@ RUNNING = ("waiting", "downloading", "verifying")
 STATES = (*RUNNING, "paused", "failed", "done")
 #: Seconds over which the speed is an average.
 WINDOW = 8.0
+#: Free on the disk beyond what a download takes, in bytes.
+SPARE = 2**30
 FORMAT = 1
 
 
@@ -64,8 +64,10 @@ class Job:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Job:
+    def from_json(cls, found: Any) -> Job:
         """Raises KeyError, TypeError and ValueError for what is none of ours."""
+        if not isinstance(found, dict):
+            raise TypeError("it is no object")
         about = {key: value for key, value in found.items() if key != "format"}
         if found["format"] != FORMAT or about["state"] not in STATES:
             raise ValueError("it was written by another version")
@@ -173,13 +175,15 @@ class Downloads:
             jobs = sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
             return [self._progress(job) for job in jobs]
 
-    def add(self, repository: Repository, choice: Choice) -> str:
-        """Begins a download, behind those that wait; returns its id."""
-        variant = choice.variant
-        repository = dataclasses.replace(repository, files=variant.files)
+    def add(self, repository: Repository, name: str, form: str, copy: int = 0) -> str:
+        """Begins to download all files that `repository` lists, behind those that wait; returns the download's id.
+
+        They become the folder `name` below their owner's; `form` is a Variant's, `copy` the bytes of a tier that will
+        be kept beside them.
+        """
         owner = repository.id.rpartition("/")[0]
-        target = f"{owner}/{variant.name}" if owner else variant.name
-        job = Job(uuid.uuid4().hex[:12], repository, target, variant.form, choice.copy, created=time.time())
+        target = f"{owner}/{name}" if owner else name
+        job = Job(uuid.uuid4().hex[:12], repository, target, form, copy, created=time.time())
         with self._changed:
             if (self.checkpoints / target).exists():
                 raise HubError("download_exists", name=target)
@@ -264,7 +268,7 @@ class Downloads:
         folder = self.checkpoints / job.target
         if job.form != "gguf":
             return folder
-        return folder / min(local(file) for file in job.repository.files if file.path.lower().endswith(".gguf"))
+        return folder / min(file.name for file in job.repository.files if file.path.lower().endswith(".gguf"))
 
     def _is_here(self, job: Job) -> bool:
         return job.placed and (self.checkpoints / job.target).is_dir() and not (self._parts / job.id).exists()
@@ -272,7 +276,7 @@ class Downloads:
     def _arrived(self, job: Job) -> int:
         """Bytes that lie on the disk."""
         folder = self._parts / job.id
-        names = [name for file in job.repository.files for name in (local(file), local(file) + UNFINISHED)]
+        names = [name for file in job.repository.files for name in (file.name, file.name + UNFINISHED)]
         return sum(path.stat().st_size for name in names if (path := folder / name).is_file())
 
     def _refuse_full(self, job: Job) -> None:
@@ -357,7 +361,7 @@ class Downloads:
 
         fetch = Fetch(client, repository.hub, repository.id, token, active.arrived, waiting, wait)
         for file in repository.files:
-            target = folder / local(file)
+            target = folder / file.name
             if not target.is_file():  # it is there only once it has been verified
                 fetch.file(repository.url(file.path), file, target)
 
@@ -380,8 +384,8 @@ class Downloads:
         self._state(job.id, "verifying")
         damaged = []
         for file in job.repository.files:
-            if not matches(self.checkpoints / job.target / local(file), file, active.stop.is_set):
-                damaged.append(local(file))
+            if not matches(self.checkpoints / job.target / file.name, file, active.stop.is_set):
+                damaged.append(file.name)
             active.done += file.size
         if damaged:
             names = ", ".join(damaged)
@@ -402,6 +406,12 @@ class Downloads:
             except OSError:  # a full disk takes no word of it either; the next start finds it running, and goes on
                 self._jobs[id] = job
                 self._changed.notify_all()
+
+
+def room(folder: Path) -> int:
+    """Free bytes on the disk of a folder that may not be there yet."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(there).free
 
 
 def gb(size: float) -> str:

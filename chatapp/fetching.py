@@ -13,7 +13,7 @@ import httpx
 
 from .hubs import Hub, HubError, RemoteFile, refusal, unreachable
 
-PIECE = 2**20  #: bytes that are written, or read for a checksum, at once
+PIECE = 2**20  #: bytes that are read for a checksum at once
 #: Tries in a row that bring not a byte; between them so many seconds, twice as long each time.
 TRIES, FIRST_WAIT, LONGEST_WAIT = 8, 1.0, 60.0
 #: Answers after which it is worth asking again.
@@ -108,7 +108,7 @@ class Fetch:
             raise unreachable(self._hub, error) from error
 
     def _write(self, response: httpx.Response, file: object, missing: int) -> None:
-        for piece in response.iter_raw(PIECE):
+        for piece in response.iter_raw():
             if self._stop():
                 raise Interrupted
             missing -= len(piece)

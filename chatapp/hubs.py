@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
@@ -53,6 +54,11 @@ class RemoteFile:
     size: int
     sha256: str | None = None
     blob: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called here, where it is in no folder of its repository."""
+        return PurePosixPath(self.path).name
 
 
 @dataclass(frozen=True)
@@ -293,7 +299,7 @@ def _id(text: str) -> str:
 
 
 def _address(kind: str, text: str) -> str:
-    text = text.strip().rstrip("/")
+    text = text.strip()
     if not text:
         raise HubError("hub_address_missing")
     parts = _split(text if "://" in text else f"https://{text}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from models.registry import resolve
 from .hardware import Machine
 from .hubs import Asking, Hub, HubError, RemoteFile, Repository, describe
 from .planner import Plan, footprint_of, plan_footprint
-from .selection import TERMS, Variant, local, variants
+from .selection import TERMS, Variant, variants
 
 #: Bytes of a GGUF file's start that are asked for first, and at most: its header holds the vocabulary.
 HEADER, LONGEST_HEADER = 2**20, 2**26
@@ -32,8 +31,6 @@ HEADER, LONGEST_HEADER = 2**20, 2**26
 LONGEST_TERMS, LONGEST_CONFIG = 200_000, 4 * 2**20
 #: Encodings of GGUF that are taken over as they are, by the model's name, and their tiers.
 TAKEN_OVER = ((re.compile(r"q8_0", re.IGNORECASE), "int8"), (re.compile(r"q4_[01]", re.IGNORECASE), "int4"))
-#: Free on the disk beyond what a download takes, in bytes.
-SPARE = 2**30
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class _Reader:
     def fetch(self, file: RemoteFile, folder: Path) -> Path:
         if file.size > LONGEST_CONFIG:
             raise HubError("hub_odd", host=self.repository.hub.host)
-        path = folder / local(file)
+        path = folder / file.name
         path.write_bytes(self._read(file, file.size))
         return path
 
@@ -129,11 +126,11 @@ class _Reader:
         length = HEADER
         while True:
             for file in files:
-                with (folder / local(file)).open("wb") as here:
+                with (folder / file.name).open("wb") as here:
                     here.write(self._read(file, min(length, file.size)))
                     here.truncate(file.size)
             try:
-                return _footprint(folder / local(files[0]), self.repository.id)
+                return _footprint(folder / files[0].name, self.repository.id)
             except CheckpointError:
                 if length >= min(LONGEST_HEADER, max(file.size for file in files)):
                     raise
@@ -176,7 +173,7 @@ def _gguf(reader: _Reader, found: Sequence[Variant], place: Path, machine: Machi
     files = [file for file in smallest.files if file.path.endswith(SUFFIX)]
     needs = reader.sparse(files, place)
     choices = [_gguf_choice(variant, needs, machine) for variant in found]
-    family = models.family_of(place / local(files[0]))
+    family = models.family_of(place / files[0].name)
     return Offer(reader.repository, tuple(choices), _best(choices), family, needs.parameters, terms=terms)
 
 
@@ -222,12 +219,6 @@ def _best(choices: Sequence[Choice]) -> int:
         return (tier, -choice.copy, choice.variant.size)
 
     return max(range(len(choices)), key=rank)
-
-
-def room(folder: Path) -> int:
-    """Free bytes on the disk of a folder that may not be there yet."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(there).free
 
 
 def _is_text(file: RemoteFile) -> bool:

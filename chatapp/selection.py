@@ -17,6 +17,7 @@ WEIGHTS = (
     re.compile(r"pytorch_model(?:-(\d{5})-of-(\d{5}))?\.bin"),
     re.compile(r"(?!adapter_|consolidated|optimizer|.*lora)[\w.+-]+?(?:-(\d{5})-of-(\d{5}))?\.safetensors"),
 )
+INDEX = ".index.json"
 META = re.compile(r"consolidated\.\d\d\.pth")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 #: What is no model among GGUF files: images' encoders, and what guided the quantizing.
@@ -44,12 +45,7 @@ class Variant:
     @property
     def weights(self) -> int:
         """Bytes of what is no small file."""
-        return sum(file.size for file in self.files if not SMALL.fullmatch(local(file)) and not _is_terms(file))
-
-
-def local(file: RemoteFile) -> str:
-    """What a file is called here."""
-    return PurePosixPath(file.path).name
+        return sum(file.size for file in self.files if not SMALL.fullmatch(file.name) and not _is_terms(file))
 
 
 def variants(id: str, files: tuple[RemoteFile, ...]) -> list[Variant]:
@@ -88,7 +84,7 @@ def _weights(id: str, root: Mapping[str, RemoteFile]) -> tuple[RemoteFile, ...]:
     for pattern in WEIGHTS:
         matches = {name: match for name in root if (match := pattern.fullmatch(name))}
         numbered = {name: match for name, match in matches.items() if match[1]}
-        index = next((name for name in root if pattern.fullmatch(name.removesuffix(".index.json"))), None)
+        index = next((name for name in root if name.endswith(INDEX) and pattern.fullmatch(name[: -len(INDEX)])), None)
         plain = sorted(matches.keys() - numbered.keys())
         missing = _missing(numbered)
         if numbered and missing is None and (index or not plain):
@@ -128,7 +124,7 @@ def _gguf(id: str, files: tuple[RemoteFile, ...]) -> Iterator[tuple[str, tuple[R
 
 
 def _is_terms(file: RemoteFile) -> bool:
-    return TERMS.fullmatch(local(file)) is not None and file.size <= LARGEST_SMALL
+    return TERMS.fullmatch(file.name) is not None and file.size <= LARGEST_SMALL
 
 
 def _distinct(*groups: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
@@ -137,6 +133,6 @@ def _distinct(*groups: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
 
 def _refuse_twins(variant: Variant, id: str) -> None:
     """Two names that differ in case only are one file on some systems."""
-    names = [local(file).casefold() for file in variant.files]
+    names = [file.name.casefold() for file in variant.files]
     if len(set(names)) < len(names):
         raise HubError("hub_twins", id=id)

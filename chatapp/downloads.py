@@ -50,6 +50,7 @@ class Job:
     target: str
     form: str
     copy: int = 0
+    tier: str = "auto"  #: that it is to be loaded with
     state: str = "waiting"
     failure: tuple[str, Mapping[str, Any]] | None = None
     damaged: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ class Downloads:
             jobs = sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
             return [self._progress(job) for job in jobs]
 
-    def add(self, repository: Repository, name: str, form: str, copy: int = 0) -> str:
+    def add(self, repository: Repository, name: str, form: str, copy: int = 0, tier: str = "auto") -> str:
         """Begins to download all files that `repository` lists, behind those that wait; returns the download's id.
 
         They become the folder `name` below their owner's; `form` is a Variant's, `copy` the bytes of a tier that will
@@ -183,7 +184,7 @@ class Downloads:
         """
         owner = repository.id.rpartition("/")[0]
         target = f"{owner}/{name}" if owner else name
-        job = Job(uuid.uuid4().hex[:12], repository, target, form, copy, created=time.time())
+        job = Job(uuid.uuid4().hex[:12], repository, target, form, copy, tier, created=time.time())
         with self._changed:
             if (self.checkpoints / target).exists():
                 raise HubError("download_exists", name=target)

@@ -22,7 +22,8 @@ from models.registry import resolve
 
 from .hardware import Machine
 from .hubs import Asking, Hub, HubError, RemoteFile, Repository, describe
-from .planner import Plan, footprint_of, plan_footprint
+from .planner import Plan, footprint_of
+from .recommend import bearable
 from .selection import TERMS, Variant, variants
 
 #: Bytes of a GGUF file's start that are asked for first, and at most: its header holds the vocabulary.
@@ -198,7 +199,7 @@ _OFFERS = {"folder": _folder, "gguf": _gguf, "adapter": _adapter, "meta": _meta}
 
 
 def _choice(variant: Variant, needs: Footprint, machine: Machine, keeps: bool = True) -> Choice:
-    plan = plan_footprint(needs, machine)
+    plan = bearable(needs, machine)
     made = keeps and plan.tier in ("int8", "int4")
     return Choice(variant, plan, plan.memory.weights if made else 0)
 

@@ -77,6 +77,12 @@ def test_what_is_slow_comes_last(recommender: Recommender) -> None:
     assert {found.speed for found in recommender.recommendations(machine(8, 24), "zh")} == {"fast"}
 
 
+def test_a_lower_tier_is_taken_where_the_best_one_would_be_slow(recommender: Recommender) -> None:
+    """On 28 GiB a 6B fits in FP16, at some two tokens a second."""
+    found = {each.checkpoint: each for each in recommender.recommendations(machine(28), "zh")}
+    assert found["THUDM/chatglm3-6b"].plan.tier == "int8" and found["THUDM/chatglm3-6b"].speed == "steady"
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

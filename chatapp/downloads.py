@@ -25,8 +25,8 @@ import httpx
 
 from . import hubs
 from .fetching import UNFINISHED, Fetch, Interrupted, matches
+from .hub_notes import Texts, Tokens
 from .hubs import Hub, HubError, RemoteFile, Repository
-from .tokens import Tokens
 
 #: What a download can be. Those that run are taken up again by the next start of the app.
 RUNNING = ("waiting", "downloading", "verifying")
@@ -135,6 +135,7 @@ class Downloads:
     def __init__(self, data: Path, client: Callable[[], httpx.Client] = hubs.client, hurry: float = 1.0) -> None:
         self.checkpoints = data / "checkpoints"
         self.tokens = Tokens(data / "tokens.json")
+        self.addresses = Texts(data / "hubs.json")  #: of kinds of hubs, where the user gave another one
         self._folder = data / "downloads"
         self._parts = self.checkpoints / ".downloads"
         self._client = client

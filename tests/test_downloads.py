@@ -21,9 +21,9 @@ import pytest
 from chatapp import downloads as downloads_module
 from chatapp import fetching, hubs
 from chatapp.downloads import Downloads, Progress
+from chatapp.hub_notes import Tokens
 from chatapp.hubs import Hub, HubError, Repository, describe
 from chatapp.selection import variants
-from chatapp.tokens import Tokens
 from tests.fake_hub import FakeHub, Mischief, serving_hub
 from tests.waiting import eventually
 

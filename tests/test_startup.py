@@ -177,13 +177,12 @@ def test_what_could_not_be_fetched_is_tried_again(tmp_path: Path, fetch: Callabl
     begun.again()
     eventually(lambda: engine.status.state == "ready" and begun.fetching == Fetching())
     loaded = engine.source
-    eventually(lambda: begun.embeddings().asked == ["warm"])
-    begun.again()
-    eventually(lambda: begun.embeddings().asked == ["warm", "warm"])
+    eventually(lambda: begun.again() or len(begun.embeddings().asked) > 1)  # while it works, it does not begin again
     assert engine.source is loaded
     begun.stop(20)
+    before = list(begun.embeddings().asked)
     begun.again()
-    assert begun.embeddings().asked == ["warm", "warm"]
+    assert begun.embeddings().asked == before
 
 
 def test_an_embedder_that_is_missing_does_not_stop_the_chat(

@@ -19,7 +19,8 @@ from chatapp.store import Hit, Store, StoredMessage
 from chatapp.texts import CATALOGUE
 from chatapp.tree import Node, Tree
 from chatapp.ui import budget, page, render
-from chatapp.ui.handlers import Handlers
+from chatapp.ui.model import Model
+from chatapp.ui.section import Desk
 from chatapp.words import Snippet
 from knowledge import Ingested
 from knowledge.database import State, StoredDocument
@@ -165,24 +166,24 @@ def test_names_of_models_are_inert(text: str) -> None:
 def test_a_warning_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
-    handlers = handlers_of(tmp_path)
+    model = Model(desk_of(tmp_path))
     request = gr.Request(headers={"accept-language": "en"})
-    list(handlers.choose_model("/x/<img src=x onerror=alert(1)>", "auto", request))
+    list(model.choose_model("/x/<img src=x onerror=alert(1)>", "auto", request))
     check_inert(said[0], "<img src=x onerror=alert(1)> does not exist")
 
 
 # The page's own defences for what the model writes
 
 
-def handlers_of(tmp_path: Path) -> Handlers:
+def desk_of(tmp_path: Path) -> Desk:
     settings = parse(["--data", str(tmp_path), "--lang", "en"], {})
     engine = Engine()
     chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"))
-    return Handlers(settings, chat, Startup(settings, engine, lambda line: None))
+    return Desk(settings, chat, Startup(settings, engine, lambda line: None))
 
 
 def test_gradio_sanitises_what_the_model_writes(tmp_path: Path) -> None:
-    blocks = page.build(handlers_of(tmp_path), lambda key: CATALOGUE["en"][key])
+    blocks = page.build(desk_of(tmp_path), lambda key: CATALOGUE["en"][key])
     (messages,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Chatbot)]
     assert messages.get_config()["sanitize_html"] is True
 
@@ -199,8 +200,8 @@ def test_whatever_is_pasted_as_a_model_is_answered(
 ) -> None:
     said = []
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
-    handlers = handlers_of(tmp_path)
-    steps = list(handlers.choose_model(chosen, "auto", gr.Request(headers={})))
+    model = Model(desk_of(tmp_path))
+    steps = list(model.choose_model(chosen, "auto", gr.Request(headers={})))
     assert len(steps) >= 1
     assert len(said) == (1 if (chosen or "").strip().strip('"') else 0)
     assert not any("\n" in sentence for sentence in said)

@@ -1,7 +1,7 @@
 """Citations as the page shows them: numbers in a reply, and what is behind each of them beside the chat.
 
-Links "#q-<what>-<message>-..." become events through actions.js; a model could write such links too, so they only show
-what is there. Pictures of pages come from this app alone.
+Links "#q-<what>-<message>-..." become events through scripts/links.js; a model could write such links too, so they
+only show what is there. Pictures of pages come from this app alone.
 """
 
 from __future__ import annotations

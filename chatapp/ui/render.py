@@ -71,8 +71,15 @@ def branch(tree: Tree, language: str) -> list[dict[str, str]]:
     ]
 
 
+def conversation(tree: Tree, language: str, progress: str | None = None) -> tuple[list[dict[str, str]], str, str]:
+    """The branch that is shown: messages, sources, and the line below, which `progress` may be instead."""
+    sources = tree[tree.leaf].message.sources if tree.leaf is not None else ()
+    line = undone(tree, language) + kept_budget(tree, language) if progress is None else progress
+    return branch(tree, language), sources_pane(sources, language), line
+
+
 def _actions(tree: Tree, node: Node, language: str) -> str:
-    """Links that actions.js makes events of. They are harmless: a model could write such links as well."""
+    """Links that scripts/links.js makes events of. They are harmless: a model could write such links as well."""
     last, message = node.id == tree.leaf, node.message
     offered = {
         "edit": message.role == "user",

@@ -22,6 +22,7 @@ from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .preferences import Retrieving
+from .rewriting import Rewriting
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
@@ -53,7 +54,7 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "rewriting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
     """
 
     text: str = ""
@@ -252,7 +253,7 @@ class Chat:
             summarise=self.summarise,
             summary=_summary(earlier),
             mode=wanted.mode or "documents",
-            followups=wanted.followups is not False,
+            followups=wanted.followups or "rule",
             retrieving=wanted.retrieval or Retrieving(),
             cited=_cited(earlier),
         )
@@ -338,11 +339,14 @@ def _note(reply: Reply, event: Any) -> None:
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
             else:
+                reply.state = "waiting"
                 reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
             reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Rewriting():
+            reply.state = "rewriting"
         case Summarising():
             reply.state = "summarising"
         case Part():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from knowledge.relevance import ANSWERED
 
@@ -14,6 +14,15 @@ from .words import whole_characters
 PASSAGES, MOST_PASSAGES = 4, 10
 
 Text = Annotated[str, AfterValidator(whole_characters)]
+
+
+def _named(followups: Any) -> Any:
+    """What was true or false before a model could be asked, by the name that it has now."""
+    return {True: "rule", False: "off"}[followups] if isinstance(followups, bool) else followups
+
+
+#: How a question is made to stand alone before the search: not at all, by the rule, or by the loaded model.
+Followups = Annotated[Literal["off", "rule", "model"], BeforeValidator(_named)]
 
 
 class SamplingChoice(BaseModel):
@@ -51,5 +60,5 @@ class Preferences(SamplingChoice):
     knowledge_base: Text | None = None
     max_tokens: int | None = Field(None, ge=1)
     mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
-    followups: bool | None = None  #: False: questions are searched for as they were asked
+    followups: Followups | None = None
     retrieval: Retrieving | None = None

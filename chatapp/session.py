@@ -22,6 +22,7 @@ from .engine import Cancelled, Engine, EngineError, Loading, Summarising, Waitin
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .preferences import Retrieving
+from .rewriting import Rewriting
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
@@ -53,7 +54,8 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "loading", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "loading", "rewriting", "summarising", "digesting", "reading", "writing", "done", "stopped" or
+    "failed".
     """
 
     text: str = ""
@@ -253,7 +255,7 @@ class Chat:
             summarise=self.summarise,
             summary=_summary(earlier),
             mode=wanted.mode or "documents",
-            followups=wanted.followups is not False,
+            followups=wanted.followups or "rule",
             retrieving=wanted.retrieval or Retrieving(),
             cited=_cited(earlier),
         )
@@ -340,11 +342,14 @@ def _note(reply: Reply, event: Any) -> None:
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
             else:
+                reply.state = "waiting"
                 reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
             reply.evidence.quote = quote_data(event)
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Rewriting():
+            reply.state = "rewriting"
         case Loading(name=name):
             reply.state, reply.ahead, reply.loading = "loading", 0, name
         case Summarising():

@@ -31,6 +31,10 @@ MODEL = ("family", "model", "adapter", "tier", "chat_format")
 #: The buttons of the states in which there is one.
 BUTTONS = {"ready": "unload", "unloaded": "load", "failed": "load"}
 
+#: Seconds between two looks at the engine in the states in which something may happen by itself: what is unloaded is
+#: loaded by a message, also by another window's.
+TICKS = {"empty": 1, "loading": 1, "unloaded": 3}
+
 
 def layout(label: Label) -> Parts:
     family = gr.Dropdown([], label=label("family"), interactive=True, elem_id="family")
@@ -114,7 +118,8 @@ class Model(Section):
         return self.state(request), *(gr.update(visible=name == button) for name in ("load", "unload"))
 
     def _timer(self) -> gr.Timer:
-        return gr.Timer(active=self._chat.engine.status.state in ("empty", "loading", "unloaded"))
+        state = self._chat.engine.status.state
+        return gr.Timer(TICKS.get(state, 1), active=state in TICKS)
 
     def choose_model(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Loads a checkpoint of the list, or what was pasted as a path: OPENED. Another tier of the loaded one keeps
@@ -171,7 +176,7 @@ class Model(Section):
         if self._chat.engine.busy:
             said = name or self._chat.engine.status.name
             gr.Info(say(self.language(request), "waits", name=escape(said)))
-        yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(active=True))
+        yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(1, active=True))
         try:
             self._chat.engine.load(source())
         except EngineError as error:

@@ -72,7 +72,7 @@ def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
         panel.get_by_text("全部来源").click()
         expect(page.locator("#sources .card").first).to_be_visible()
 
-        fold = page.locator("#right .fold")
+        fold = page.locator("#right [data-fold]")
         expect(fold).to_contain_text("收起或展开来源")
         fold.press("Enter")
         expect(page.locator("#sources")).to_be_hidden()

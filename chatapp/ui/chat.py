@@ -66,10 +66,14 @@ def layout(label: Label) -> Parts:
         autofocus=True,
         elem_id="text",
     )
+    with gr.Row(elem_id="below"):
+        mode = gr.Radio([], label=label("mode"), min_width=180, scale=0, elem_id="mode")
+        progress = gr.HTML(elem_id="progress")
     return {
         "messages": messages,
         "text": text,
-        "progress": gr.HTML(elem_id="progress"),
+        "mode": mode,
+        "progress": progress,
         "actions": gr.HTML(js_on_load=joined(sorted(SCRIPTS.glob("*.js"))), elem_id="actions"),
     }
 

@@ -26,7 +26,6 @@ WATCHED = ("documents", "halt", "password", "watch")
 
 def layout(label: Label) -> Parts:
     base = gr.Dropdown([], label=label("base"), info=label("base_info"), interactive=True, elem_id="base")
-    mode = gr.Radio([], label=label("mode"), elem_id="mode")
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
     documents = gr.HTML(elem_id="documents")
@@ -40,7 +39,6 @@ def layout(label: Label) -> Parts:
         )
     return {
         "base": base,
-        "mode": mode,
         "files": files,
         "documents": documents,
         "halt": halt,

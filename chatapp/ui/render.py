@@ -128,6 +128,11 @@ def hit(found: Hit, language: str) -> tuple[str, str]:
     return f"{title}\n{snippet.before}{snippet.hit}{snippet.behind}", f"{found.id}/{found.message}"
 
 
+def heading(title: str) -> str:
+    """The title over the messages."""
+    return f'<h2 id="centre-title">{escape(title)}</h2>'
+
+
 def exports(conversation: str, language: str) -> str:
     """Links to a conversation's files."""
     address = f"/v1/conversations/{conversation}/export?format="

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +26,6 @@ BANDWIDTH = {"cpu": 20e9, "cuda": 300e9}
 SPEEDS = (("fast", 10.0), ("steady", 3.0), ("slow", 0.0))
 SLOW = SPEEDS[-1][0]
 SHOWN = 3
-
-#: Han characters; Japanese has them as well, but never without its kana for long.
-HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-KANA = re.compile(r"[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
@@ -105,10 +100,6 @@ def speed(plan: Plan) -> str:
     kind = str(plan.device).partition(":")[0]
     rate = BANDWIDTH[kind] / plan.memory.weights
     return next(name for name, least in SPEEDS if rate >= least)
-
-
-def is_chinese(text: str) -> bool:
-    return HAN.search(text) is not None and KANA.search(text) is None
 
 
 def first_time(data: Path, notice: str) -> bool:

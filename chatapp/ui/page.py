@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, lab, model
+from . import conversations, documents, downloads, lab, model
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -63,6 +63,7 @@ class Page:
         self.documents = documents.Documents(desk)
         self.conversations = conversations.Conversations(desk, self.documents)
         self.model = model.Model(desk)
+        self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
         self._desk = desk
@@ -98,7 +99,8 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
         with gr.Row(elem_id="panes", equal_height=True):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
                 gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
-                parts |= conversations.layout(label) | model.layout(label) | documents.layout(label)
+                parts |= conversations.layout(label) | model.layout(label) | downloads.left(label)
+                parts |= documents.layout(label)
                 parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
                 parts |= centre.layout(label)
@@ -107,11 +109,16 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 gr.HTML(_heading(label("sources")), elem_classes="heading")
                 parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
         with sheet("models", "models", label) as models_sheet:
-            pass
+            parts["models_sheet"] = models_sheet.column
+            with gr.Tabs(elem_id="models-tabs"):
+                with gr.Tab(label("download_tab"), id="download"):
+                    parts |= downloads.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             pass
-        _connect(page, Page(desk), parts)
-        models_sheet.connect(parts["models_open"])
+        handlers = Page(desk)
+        _connect(page, handlers, parts)
+        filled = only(parts, *downloads.OPENED)
+        models_sheet.connect(parts["models_open"], handlers.downloads.open, only(parts, "hub"), filled)
         settings_sheet.connect(parts["settings_open"])
     return page
 
@@ -124,6 +131,7 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     documents.connect(parts, handlers.documents)
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    downloads.connect(page, parts, handlers.downloads)
 
 
 def _theme() -> gr.themes.Base:

@@ -8,5 +8,6 @@ document.addEventListener("click", (event) => {
   if (what === "fold") return right?.classList.toggle("folded");
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
   if (what === "cite") right?.classList.remove("folded");
+  if (what === "models") return document.getElementById("models-open")?.click();
   trigger("click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -11,7 +11,7 @@ import gradio as gr
 
 from .. import hubs
 from ..checkpoints import DEFAULT_MODEL
-from ..downloads import gb, room
+from ..downloads import room
 from ..hubs import HubError, default_address, read_source
 from ..offers import Offer, look_up
 from ..recommend import Recommender, first_time
@@ -28,6 +28,8 @@ FOR_A_TOKEN = ("hub_gated", "hub_missing", "hub_not_granted", "hub_token_wrong",
 
 PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 
+TO_THE_LIST = "() => document.getElementById('downloads').scrollIntoView({ block: 'center' })"
+
 #: What says where to look, and what shows what was found.
 SOURCE = ("hub", "hub_address", "hub_id", "hub_token", "hub_keep")
 FOUND = ("offer", "offered", "variant", "accept", "begin", "token_section", "hub_token")
@@ -37,6 +39,7 @@ LIST = ("downloads", "downloads_timer")
 
 def layout(label: Label) -> Parts:
     pressed = PRESSED.read_text(encoding="utf-8")
+    downloads = gr.HTML(elem_id="downloads", js_on_load=pressed)
     gr.HTML(f"<h3>{label('recommended')}</h3>", elem_classes="heading")
     recommended = gr.HTML(elem_id="recommended", js_on_load=pressed)
     gr.HTML(f"<h3>{label('download_other')}</h3>", elem_classes="heading")
@@ -58,7 +61,6 @@ def layout(label: Label) -> Parts:
     variant = gr.Dropdown([], label=label("variant"), info=label("variant_info"), visible=False, elem_id="variant")
     accept = gr.Checkbox(label=label("accept"), visible=False, elem_id="accept")
     begin = gr.Button(visible=False, interactive=False, variant="primary", elem_id="begin")
-    downloads = gr.HTML(elem_id="downloads", js_on_load=pressed)
     return {
         "recommended": recommended,
         "hub": hub,
@@ -98,7 +100,8 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     choice = only(parts, "offer", "variant")
     parts["variant"].input(downloads.choose, choice, only(parts, "offered", "accept", "begin"), **QUIET)
     parts["accept"].input(lambda accepted: gr.update(interactive=accepted), parts["accept"], parts["begin"], **QUIET)
-    parts["begin"].click(downloads.begin, choice, [*found[:5], *listed], **QUIET)
+    begun = parts["begin"].click(downloads.begin, choice, [*found[:5], *listed], **QUIET)
+    begun.then(None, js=TO_THE_LIST)
     parts["downloads"].click(downloads.act, None, listed, **QUIET)
     loading = only(parts, *MODEL, "state", "timer")
     parts["downloads"].click(downloads.load, None, [*loading, parts["models_sheet"]], **QUIET)
@@ -111,7 +114,7 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
 
 
 #: What `DownloadsTab.open` fills.
-OPENED = ("hub_address", "recommended", *LIST)
+OPENED = ("hub", "hub_address", "recommended", *LIST)
 
 
 class DownloadsTab(Section):
@@ -121,9 +124,17 @@ class DownloadsTab(Section):
         self._downloads = desk.startup.downloads
         self._recommender = Recommender()
 
-    def open(self, kind: str, request: gr.Request) -> tuple[Any, ...]:
+    def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED, as it is now."""
-        return self.choose_hub(kind), self._recommended(self.language(request)), *self.show(request)
+        language = self.language(request)
+        kind = self._kind(language)
+        return kind, self.choose_hub(kind), self._recommended(language), *self.show(request)
+
+    def _kind(self, language: str) -> str:
+        """The hub that was asked last; at first ModelScope for Chinese users, where its address is known."""
+        last = self._downloads.addresses.read().get("last")
+        first = "modelscope" if language == "zh" and self.choose_hub("modelscope") else "huggingface"
+        return last if last in KINDS.values() else first
 
     def _recommended(self, language: str) -> str:
         here = {found.job.repository.id for found in self._downloads.list() if found.path}
@@ -145,9 +156,10 @@ class DownloadsTab(Section):
         return kind, self.choose_hub(kind), id
 
     def look_up(
-        self, kind: str, address: str, text: str, token: str, keep: bool, request: gr.Request
+        self, kind: str, address: str | None, text: str | None, token: str | None, keep: bool, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         """Asks a hub for a repository: FOUND."""
+        address, text, token = address or "", text or "", token or ""
         language, nothing = self.language(request), (gr.update(visible=False),) * 3
         yield None, hint(say(language, "looking_up")), *nothing, gr.skip(), gr.skip()
         try:
@@ -167,9 +179,9 @@ class DownloadsTab(Section):
         yield found, shown, several, accept, begin, gr.skip(), ""
 
     def _remember(self, kind: str, address: str, hub: hubs.Hub, token: str, keep: bool) -> None:
-        """An address that differs from the usual one, and a token that was given."""
+        """The kind of hub, an address that differs from its usual one, and a token that was given."""
         kept = self._downloads.addresses.read()
-        changed = {name: value for name, value in kept.items() if name != kind}
+        changed = {name: value for name, value in kept.items() if name != kind} | {"last": kind}
         if address.strip() and address.strip().rstrip("/") != default_address(kind, os.environ):
             changed[kind] = address.strip()
         if changed != kept:
@@ -178,12 +190,12 @@ class DownloadsTab(Section):
             self._downloads.tokens.put(hub.address, token.strip(), keep)
 
     def use_token(
-        self, kind: str, address: str, text: str, token: str, keep: bool, request: gr.Request
+        self, kind: str, address: str | None, text: str | None, token: str | None, keep: bool, request: gr.Request
     ) -> tuple[Any, ...]:
         """Gives a hub's downloads a token, or takes it from them: the box, and whether it is kept."""
-        language = self.language(request)
+        language, token = self.language(request), token or ""
         try:
-            hub, _, _ = read_source(kind, address, text or "any/name")
+            hub, _, _ = read_source(kind, address or "", text or "any/name")
             hub.headers(token.strip())
             self._downloads.tokens.put(hub.address, token.strip(), keep)
         except (HubError, OSError) as error:
@@ -203,7 +215,7 @@ class DownloadsTab(Section):
         shown = offers.offer(offer, variant, room(self._downloads.checkpoints), language)
         licence = offer.repository.licence
         label = say(language, "accept_named", name=licence) if licence else say(language, "accept")
-        begin = say(language, "begin", size=gb(offer.choices[variant].variant.size))
+        begin = say(language, "begin", size=offers.size(offer.choices[variant].variant.size))
         return (
             f'<section class="offer">{shown}</section>',
             gr.update(label=label, value=False, visible=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..checkpoints import FAMILIES
-from ..downloads import Job, Progress, gb
+from ..downloads import Job, Progress
 from ..hubs import RemoteFile
 from ..offers import Choice, Offer
 from ..planner import Plan
@@ -39,7 +39,7 @@ def recommended(found: Sequence[Recommendation], language: str) -> str:
 
 
 def _recommended(found: Recommendation, language: str) -> str:
-    facts = [f"{gb(found.size)} GB", str(found.plan.tier).upper(), say(language, SPEEDS[found.speed])]
+    facts = [size(found.size), str(found.plan.tier).upper(), say(language, SPEEDS[found.speed])]
     terms = [escape(found.licence)] + ([say(language, "gated_short")] if found.gated else [])
     button = _button("get", found.checkpoint, say(language, "recommended_get"), f"{found.name}")
     lines = (" · ".join(facts), say(language, "licence_short", name=", ".join(terms)))
@@ -60,10 +60,12 @@ def _facts(found: Offer, choice: Choice, free: int, language: str) -> Iterator[t
         yield say(language, "offer_model"), say(language, "offer_adapter", name=escape(found.base or "?"))
     else:
         family = escape(FAMILIES[found.family or ""])
-        count = "" if found.parameters is None else say(language, "offer_parameters", count=_billions(found.parameters))
+        count = (
+            "" if found.parameters is None else say(language, "offer_parameters", count=_parameters(found.parameters))
+        )
         yield say(language, "offer_model"), f"{family}{count}"
-    count, size = len(choice.variant.files), gb(choice.variant.size)
-    yield say(language, "offer_download"), say(language, "offer_size", size=size, count=count)
+    count, total = len(choice.variant.files), size(choice.variant.size)
+    yield say(language, "offer_download"), say(language, "offer_size", size=total, count=count)
     yield say(language, "offer_disk"), _disk(choice, free, language)
     if choice.plan is not None:
         yield say(language, "offer_here"), escape(sentence(choice.plan, language))
@@ -72,10 +74,10 @@ def _facts(found: Offer, choice: Choice, free: int, language: str) -> Iterator[t
 
 
 def _disk(choice: Choice, free: int, language: str) -> str:
-    needed = {"needed": gb(choice.disk), "free": gb(free)}
+    needed = {"needed": size(choice.disk), "free": size(free)}
     if not choice.copy or choice.plan is None:
         return say(language, "offer_room", **needed)
-    return say(language, "offer_room_copy", tier=str(choice.plan.tier).upper(), copy=gb(choice.copy), **needed)
+    return say(language, "offer_room_copy", tier=str(choice.plan.tier).upper(), copy=size(choice.copy), **needed)
 
 
 def _licence(found: Offer, language: str) -> str:
@@ -105,7 +107,7 @@ def choices(found: Offer) -> list[tuple[str, int]]:
 
 def _choice(choice: Choice) -> str:
     tier = "" if choice.plan is None else f" · {(choice.plan.tier or '-').upper()}"
-    return f"{choice.variant.name} · {gb(choice.variant.size)} GB{tier}"
+    return f"{choice.variant.name} · {size(choice.variant.size)}{tier}"
 
 
 def listed(found: Sequence[Progress], language: str) -> str:
@@ -141,7 +143,7 @@ def _bar(found: Progress) -> str:
 
 def _state(found: Progress, language: str) -> str:
     job = found.job
-    shown = {"done": gb(found.done), "total": gb(job.size)}
+    shown = {"done": size(found.done), "total": size(job.size)}
     if found.failure is not None:
         return f"⚠ {escape(found.failure.said(language))}"
     if found.retry is not None:
@@ -160,7 +162,7 @@ def _finished(found: Progress, language: str) -> str:
     if found.path is None:
         return say(language, "download_gone")
     text = "download_done_adapter" if found.job.form == "adapter" else "download_done"
-    return say(language, text, total=gb(found.job.size))
+    return say(language, text, total=size(found.job.size))
 
 
 def left(seconds: float, language: str) -> str:
@@ -186,8 +188,8 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def _billions(count: int) -> str:
-    return f"{count / 1e9:.1f}" if count >= 1e9 else f"{count / 1e9:.2f}"
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
 
 
 def _button(do: str, id: str, text: str, name: str, asked: str = "") -> str:

@@ -118,7 +118,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
         handlers = Page(desk)
         _connect(page, handlers, parts)
         filled = only(parts, *downloads.OPENED)
-        models_sheet.connect(parts["models_open"], handlers.downloads.open, only(parts, "hub"), filled)
+        models_sheet.connect(parts["models_open"], handlers.downloads.open, None, filled)
         settings_sheet.connect(parts["settings_open"])
     return page
 

@@ -58,9 +58,10 @@ class Recommender:
     def recommendations(self, machine: Machine, language: str, here: Collection[str] = ()) -> list[Recommendation]:
         """The best few that fit and speak the language: those that answer at a bearable speed first.
 
-        `here` are ids of checkpoints that are on the machine already.
+        `here` are names of checkpoints that are on the machine already, without their owners.
         """
-        fitting = [found for found in self._fitting(machine, language) if found.checkpoint not in here]
+        there = {name.casefold() for name in here}
+        fitting = [found for found in self._fitting(machine, language) if found.name.casefold() not in there]
         return sorted(fitting, key=lambda found: found.speed == SLOW)[:SHOWN]
 
     def _fitting(self, machine: Machine, language: str) -> Iterator[Recommendation]:

@@ -9,8 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from .. import hubs
-from ..checkpoints import DEFAULT_MODEL
+from .. import checkpoints, hubs
 from ..downloads import room
 from ..hubs import HubError, default_address, read_source
 from ..offers import Offer, look_up
@@ -137,7 +136,7 @@ class DownloadsTab(Section):
         return last if last in KINDS.values() else first
 
     def _recommended(self, language: str) -> str:
-        here = {found.job.repository.id for found in self._downloads.list() if found.path}
+        here = {found.name.rpartition("/")[2] for found in checkpoints.find(self._settings.checkpoint_folders)}
         machine = self._startup.machine()
         return offers.recommended(self._recommender.recommendations(machine, language, here), language)
 
@@ -227,11 +226,10 @@ class DownloadsTab(Section):
         if offer is None:
             return (*(gr.skip(),) * 5, *self.show(request))
         choice, language = offer.choices[variant], self.language(request)
-        tier = "auto" if choice.plan is None or choice.plan.tier is None else choice.plan.tier
+        chosen = choice.variant
         try:
-            self._downloads.add(
-                offer.repository.only(choice.variant.files), choice.variant.name, choice.variant.form, choice.copy, tier
-            )
+            wanted = offer.repository.only(chosen.files)
+            self._downloads.add(wanted, chosen.name, chosen.form, choice.copy, choice.tier)
         except (HubError, OSError) as error:
             said = error.said(language) if isinstance(error, HubError) else str(error)
             gr.Warning(escape(said), duration=None)
@@ -271,7 +269,7 @@ class DownloadsTab(Section):
     def notice(self, text: str) -> None:
         """Says once, when somebody writes Chinese to the small model, which one would understand."""
         name = self._chat.engine.status.name
-        if not in_chinese(text) or not name.startswith(DEFAULT_MODEL):
+        if not in_chinese(text) or not name.startswith(checkpoints.DEFAULT_MODEL):
             return
         if not first_time(self._settings.data, "chinese"):
             return

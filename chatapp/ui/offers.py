@@ -60,10 +60,9 @@ def _facts(found: Offer, choice: Choice, free: int, language: str) -> Iterator[t
         yield say(language, "offer_model"), say(language, "offer_adapter", name=escape(found.base or "?"))
     else:
         family = escape(FAMILIES[found.family or ""])
-        count = (
-            "" if found.parameters is None else say(language, "offer_parameters", count=_parameters(found.parameters))
-        )
-        yield say(language, "offer_model"), f"{family}{count}"
+        parameters = found.parameters
+        told = "" if parameters is None else say(language, "offer_parameters", count=_parameters(parameters))
+        yield say(language, "offer_model"), f"{family}{told}"
     count, total = len(choice.variant.files), size(choice.variant.size)
     yield say(language, "offer_download"), say(language, "offer_size", size=total, count=count)
     yield say(language, "offer_disk"), _disk(choice, free, language)

@@ -287,14 +287,22 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
         lines = [say(language, "state_ready", **shown)]
         lines += [escape(status.reason)] if status.reason else []
         lines += [say(language, "base_model")] if status.base else []
-        lines += [say(language, "small_model")] if embedded else []
+        lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
         return "".join(f'<p class="hint">{line}</p>' for line in lines)
     if status.state == "unloaded":
         lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
         return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
-    failure = status.message or fetching.failure
-    return f'<p class="hint">{"⚠ " + escape(failure) if failure else say(language, "state_empty")}</p>'
+    reason = status.message or fetching.failure
+    if not reason:
+        return f'<p class="hint">{say(language, "state_empty")}</p>'
+    ways_on = f"{say(language, 'ways_on')} {_better(language)}"
+    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+
+
+def _better(language: str) -> str:
+    """A link that opens the sheet of the models (scripts/links.js)."""
+    return f'<a href="#q-models-0">{say(language, "better_model")}</a>'
 
 
 def ingesting(done: int, total: int, message: str) -> str:

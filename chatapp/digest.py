@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from knowledge import KnowledgeBase, Passage
+from knowledge import KnowledgeBase, Passage, Several
 from knowledge.database import StoredDocument
 from models import Event, LoadedModel, Read, Token
 
@@ -94,7 +94,7 @@ class Document:
         return Passage(self.name, first, 1.0, form.format(first, last) if self.pages else "", self.id)
 
 
-def document_named(base: KnowledgeBase, name: str) -> StoredDocument:
+def document_named(base: KnowledgeBase | Several, name: str) -> StoredDocument:
     """The newest document of that name. Raises DigestError."""
     named = [document for document in base.documents() if document.name == name]
     if not named:
@@ -110,7 +110,7 @@ def still_there(files: Iterable[StoredDocument], id: str) -> StoredDocument:
     raise DigestError("The document is not in its knowledge base any more, so it can't be summed up.")
 
 
-def document_of(base: KnowledgeBase, id: str) -> Document:
+def document_of(base: KnowledgeBase | Several, id: str) -> Document:
     """A document with all its text. Raises DigestError."""
     named = still_there(base.documents(), id)
     pages = base.pages(id)

@@ -29,7 +29,7 @@ from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .digest import DigestError, document_named
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
-from .preferences import Bases, SamplingChoice, Text
+from .preferences import Bases, Followups, SamplingChoice, Text
 
 NOTHING_FOUND = "The documents do not say."
 
@@ -59,7 +59,7 @@ class ChatRequest(SamplingChoice):
     stream: bool = False
     knowledge_base: Bases = None
     mode: Mode = "documents"
-    followups: bool = True
+    followups: Followups = "rule"
     summarise: Text | None = None  #: a document of the knowledge base, by its name: the messages are not told then
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from knowledge.relevance import ANSWERED
 
@@ -32,6 +32,15 @@ def names_of(asked: Asked) -> list[str]:
 
 
 Bases = Annotated[Text | list[Text] | None, AfterValidator(lambda asked: asking(names_of(asked)))]
+
+
+def _named(followups: Any) -> Any:
+    """What was true or false before a model could be asked, by the name that it has now."""
+    return {True: "rule", False: "off"}[followups] if isinstance(followups, bool) else followups
+
+
+#: How a question is made to stand alone before the search: not at all, by the rule, or by the loaded model.
+Followups = Annotated[Literal["off", "rule", "model"], BeforeValidator(_named)]
 
 
 class SamplingChoice(BaseModel):
@@ -69,5 +78,5 @@ class Preferences(SamplingChoice):
     knowledge_base: Bases = None
     max_tokens: int | None = Field(None, ge=1)
     mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
-    followups: bool | None = None  #: False: questions are searched for as they were asked
+    followups: Followups | None = None
     retrieval: Retrieving | None = None

@@ -22,6 +22,7 @@ from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .preferences import Asked, Retrieving, asking, names_of
+from .rewriting import Rewriting
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
@@ -53,7 +54,8 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "opening", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "opening", "rewriting", "summarising", "digesting", "reading", "writing", "done", "stopped" or
+    "failed".
     """
 
     text: str = ""
@@ -266,7 +268,7 @@ class Chat:
             summarise=self.summarise,
             summary=_summary(earlier),
             mode="documents" if beside and wanted.mode == "chat" else wanted.mode or "documents",
-            followups=wanted.followups is not False,
+            followups=wanted.followups or "rule",
             retrieving=wanted.retrieval or Retrieving(),
             beside=beside,
             cited=_cited([*earlier, asked]),
@@ -361,6 +363,7 @@ def _note(reply: Reply, event: Any) -> None:
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
             else:
+                reply.state = "waiting"
                 reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
             reply.evidence.quote = quote_data(event)
@@ -368,6 +371,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.state, reply.opening = "opening", event
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Rewriting():
+            reply.state = "rewriting"
         case Summarising():
             reply.state = "summarising"
         case Part():

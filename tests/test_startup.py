@@ -17,6 +17,7 @@ from chatapp.startup import Fetching, Startup
 from models import CheckpointError, LoadedModel
 from tests.fakes import Gate, HashEmbeddings, scripted
 from tests.tiny import LLAMA, byte_level_tokenizer, save_folder
+from tests.waiting import eventually
 
 NO_MODEL = FetchError("SmolLM2 could not be fetched.")
 NO_EMBEDDER = FetchError("e5 could not be fetched.")
@@ -164,6 +165,24 @@ def test_without_network_one_sentence_is_said_and_shown(
     assert [line for line in said if "Fetching" not in line] == [str(NO_MODEL)]
     assert begun.fetching == Fetching(failure=str(NO_MODEL))
     assert engine.status.state == "empty"
+
+
+def test_what_could_not_be_fetched_is_tried_again(tmp_path: Path, fetch: Callable[..., list[str]]) -> None:
+    fetch(model=NO_MODEL)
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine, lambda line: None)
+    begun.start()
+    eventually(lambda: begun.fetching.failure)
+    fetch()
+    begun.again()
+    eventually(lambda: engine.status.state == "ready" and begun.fetching == Fetching())
+    loaded = engine.source
+    eventually(lambda: begun.again() or len(begun.embeddings().asked) > 1)  # while it works, it does not begin again
+    assert engine.source is loaded
+    begun.stop(20)
+    before = list(begun.embeddings().asked)
+    begun.again()
+    assert begun.embeddings().asked == before
 
 
 def test_an_embedder_that_is_missing_does_not_stop_the_chat(

@@ -90,8 +90,8 @@ class Question:
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
 ) -> Iterator[Opening | Rewriting | Found | Quoted | Waiting | Summarising | Part | Plan | Event]:
-    """Opening (while files beside the question are read), Rewriting (where the model is asked to), Found and Quoted (for
-    a question about documents), Waiting, Summarising, the Plan, the events of generation.
+    """Opening (while files beside the question are read), Rewriting (where the model is asked to), Found and Quoted
+    (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
 
     Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
     where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises

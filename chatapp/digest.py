@@ -27,6 +27,21 @@ SENTENCE = re.compile(r".+?(?:[。！？；\n]\s*|[.!?;]\s+|\Z)", re.DOTALL)
 CHINESE_FROM = 0.1
 
 
+#: What asks for a summary of the one file that was put beside it.
+SUMMARY = re.compile(
+    r"^\W*(?:please |can you |could you |briefly )*"
+    r"(?:summari[sz]e|sum up|(?:give (?:me )?)?an? (?:short |brief )?(?:summary|overview)"
+    r"|what(?:'s|’s| is) (?:this|it|that|the)(?: (?:document|file|paper|pdf|text|report))?(?: all)? about)\b.{0,40}$"
+    r"|^.{0,12}(?:总结|概括|概述|归纳|摘要|讲了什么|讲的是什么|说了什么|主要内容|大意).{0,12}$",
+    re.IGNORECASE,
+)
+
+
+def asks_for_summary(text: str) -> bool:
+    """Whether a question about a single file asks for all of it, so that no passage answers."""
+    return SUMMARY.match(text.strip()) is not None
+
+
 class DigestError(ValueError):
     """A document can't be summed up; the text is one sentence for the user."""
 

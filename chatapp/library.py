@@ -11,13 +11,14 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
 
 import knowledge
 from knowledge import Ingested, KnowledgeBase, KnowledgeBaseError, Several
-from knowledge.database import StoredDocument, is_unfinished
+from knowledge.database import UNFINISHED, StoredDocument, is_unfinished
 from knowledge.index import DATABASE_NAME
 
 from .checkpoints import FetchError
@@ -33,6 +34,17 @@ class LibraryError(ValueError):
     """A knowledge base can't be made or opened; the text is one sentence for the user."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Files of a knowledge base that are worked on together: how many, how many of them are through, and the share of
+    the work that is done, 0 to 1. seconds: until all are embedded, where that can be told."""
+
+    files: int
+    through: int
+    share: float
+    seconds: float | None
+
+
 class Library:
     """`embeddings` is called once, when a knowledge base is first opened."""
 
@@ -41,6 +53,7 @@ class Library:
         self._make_embeddings = embeddings
         self._embeddings: Embeddings | None = None
         self._open: dict[str, KnowledgeBase] = {}
+        self._batches: dict[str, set[str]] = {}  # ids of files that were not finished when that was last looked at
         self._naming = threading.Lock()
         self._opening = threading.Lock()  # another one: the first opening may wait for a download
 
@@ -104,6 +117,17 @@ class Library:
             base.hurry([file.id for file in taken if isinstance(file, StoredDocument)])
         _carry_on_behind(base)
         return taken
+
+    def batch(self, name: str) -> Batch:
+        """How far a knowledge base is with its files that are not finished, and with those that were, while there have
+        been any without a break."""
+        status = self.open(name).status()
+        unfinished = {file.id for file in status.files if file.state in UNFINISHED}
+        batch = self._batches.get(name, set()) | unfinished if unfinished else set()
+        self._batches[name] = batch
+        shares = [_share(file) for file in status.files if file.id in batch]
+        share = sum(shares) / len(shares) if shares else 1.0
+        return Batch(len(shares), len(batch - unfinished), share, status.seconds)
 
     def read_again(self, name: str, document: str) -> None:
         """Lets a file of a knowledge base be read anew, behind."""
@@ -175,6 +199,13 @@ class Library:
     def _folders(self) -> dict[str, Path]:
         files = sorted(self._folder.glob(f"*/{NAME_FILE}")) if self._folder.is_dir() else ()
         return {_names(file)[0]: file.parent for file in files if not file.parent.name.endswith(REMOVED)}
+
+
+def _share(file: StoredDocument) -> float:
+    """How much of the work on a file is done, 0 to 1, reading being a fifth of it."""
+    if file.state == "embedding":
+        return 0.2 + 0.8 * file.embedded / max(file.chunks, 1)
+    return {"waiting": 0.0, "reading": 0.1}.get(file.state, 1.0)
 
 
 def _carry_on_behind(base: KnowledgeBase) -> None:

@@ -81,7 +81,7 @@ class Page:
 #: What `Page.open` fills.
 OPENED = (
     *conversations.OPENED,
-    *("base", *documents.WATCHED),
+    *("base", *documents.WATCHED, *documents.MANAGED),
     *(*model.MODEL, "state", "timer"),
     *("mode", *lab.LAB),
 )

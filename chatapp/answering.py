@@ -18,7 +18,7 @@ from models import Event, LoadedModel, once_more
 from .conversation import REPLY, Plan, Turn, Wording, continuing, plan, summarising
 from .digest import Part, digest, document_of
 from .effort import Effort
-from .engine import Cancelled, Engine, Summarising, Waiting
+from .engine import Cancelled, Engine, Loading, Summarising, Waiting
 from .preferences import Followups, Retrieving
 from .rewriting import Rewriting, rewritten
 from .summary import Summary
@@ -89,14 +89,17 @@ class Question:
 
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
-) -> Iterator[Opening | Rewriting | Found | Quoted | Waiting | Summarising | Part | Plan | Event]:
+) -> Iterator[Opening | Rewriting | Found | Quoted | Waiting | Loading | Summarising | Part | Plan | Event]:
     """Opening (while files beside the question are read), Rewriting (where the model is asked to), Found and Quoted
     (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
+
+    A model that was unloaded is loaded first, and Loading says so.
 
     Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
     where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises
     EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
     """
+    yield from engine.wake(cancel)
     if question.beside:
         yield from opened(question.base, question.beside, cancel)
     if question.document is not None:

@@ -82,7 +82,7 @@ class Page:
 #: What `Page.open` fills.
 OPENED = (
     *conversations.OPENED,
-    *("base", *documents.WATCHED),
+    *("base", *documents.WATCHED, *documents.MANAGED),
     *model.OPENED,
     *("mode", *lab.LAB),
 )

@@ -135,7 +135,7 @@ class Downloads:
     def __init__(self, data: Path, client: Callable[[], httpx.Client] = hubs.client, hurry: float = 1.0) -> None:
         self.checkpoints = data / "checkpoints"
         self.tokens = Tokens(data / "tokens.json")
-        self.addresses = Texts(data / "hubs.json")  #: of kinds of hubs, where the user gave another one
+        self.addresses = Texts(data / "hubs.json")  #: by kind of hub, where the user gave another one; "last" is a kind
         self._folder = data / "downloads"
         self._parts = self.checkpoints / ".downloads"
         self._client = client
@@ -234,6 +234,12 @@ class Downloads:
         with self._changed:
             jobs = [job for job in self._jobs.values() if job.state != "done"]
             return sum(job.size + job.copy - self._progress(job).done for job in jobs)
+
+    def places(self) -> dict[str, Path]:
+        """Where what has arrived of unfinished downloads lies, by what they become."""
+        with self._changed:
+            jobs = list(self._jobs.values())
+        return {job.target: place for job in jobs if (place := self._parts / job.id).is_dir()}
 
     # The queue on disk
 

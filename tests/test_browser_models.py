@@ -106,6 +106,7 @@ def test_models_are_switched_with_their_memory_shown(running: Running) -> None:
     for key in ("memory_weights", "memory_cache", "memory_work", "memory_others", "memory_free"):
         expect(page.locator("#state .memory")).to_contain_text(running.says(key))
     choose(page, "#family", "BLOOM")
+    expect(page.locator("#model input")).to_have_value("")
     page.locator("#model input").click()
     option = page.get_by_role("option")
     expect(option).to_have_count(1)

@@ -288,6 +288,7 @@ def test_folders_are_added_and_taken_off_the_list(running: Running, tmp_path: Pa
 def test_the_storage_page_fits_a_phone(running: Running) -> None:
     page = running.page
     page.set_viewport_size({"width": 390, "height": 844})
+    page.locator('[data-drawer="left"]').click()
     open_storage(running)
     sheet = page.locator("#models-sheet").bounding_box()
     assert sheet["x"] >= 0 and sheet["x"] + sheet["width"] <= 390

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, lab, model, panes
+from . import conversations, documents, downloads, lab, model, panes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -63,6 +63,7 @@ class Page:
         self.documents = documents.Documents(desk)
         self.conversations = conversations.Conversations(desk, self.documents)
         self.model = model.Model(desk)
+        self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
         self._desk = desk
@@ -81,8 +82,8 @@ class Page:
 #: What `Page.open` fills.
 OPENED = (
     *conversations.OPENED,
-    *("base", *documents.WATCHED),
-    *(*model.MODEL, "state", "timer"),
+    *("base", *documents.WATCHED, *documents.MANAGED),
+    *model.OPENED,
     *("mode", *lab.LAB),
 )
 
@@ -100,7 +101,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 gr.HTML('<h1 id="left-title">Quatrain</h1>' + panes.fold("left", label("fold_left")), elem_id="brand")
                 parts |= conversations.layout(label)
                 with panes.card("model-card", label("model")):
-                    parts |= model.layout(label)
+                    parts |= model.layout(label) | downloads.left(label)
                 with panes.card("documents-card", label("documents")):
                     parts |= documents.layout(label)
                 with gr.Row(elem_id="foot"):
@@ -113,23 +114,30 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
                 parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
         with sheet("models", "models", label) as models_sheet:
-            pass
+            parts["models_sheet"] = models_sheet.column
+            with gr.Tabs(elem_id="models-tabs"):
+                with gr.Tab(label("download_tab"), id="download"):
+                    parts |= downloads.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             pass
-        _connect(page, Page(desk), parts)
-        models_sheet.connect(parts["models_open"])
+        handlers = Page(desk)
+        _connect(page, handlers, parts)
+        filled = only(parts, *downloads.OPENED)
+        models_sheet.connect(parts["models_open"], handlers.downloads.open, None, filled)
         settings_sheet.connect(parts["settings_open"])
     return page
 
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
-    page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
     documents.connect(parts, handlers.documents)
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    downloads.connect(page, parts, handlers.downloads)
 
 
 def _theme() -> gr.themes.Base:

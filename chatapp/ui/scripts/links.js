@@ -6,5 +6,6 @@ document.addEventListener("click", (event) => {
   const [, what, message, ...more] = link.getAttribute("href").split("-");
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
   if (what === "cite") reveal("right");
+  if (what === "models") return document.getElementById("models-open")?.click();
   trigger("click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -228,9 +228,16 @@ def passage_data(passage: Passage) -> dict[str, Any]:
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:
     """A quote as JSON: its parts, and beside its whole text the place of the first part. `start` and `end` are
-    characters in the text of the part's passage."""
+    characters in the text of the part's passage, `document` is the id of that one's document."""
     parts = [
-        {"name": part.passage.name, "page": part.passage.page, "start": part.start, "end": part.end, "text": part.text}
+        {
+            "name": part.passage.name,
+            "page": part.passage.page,
+            "document": part.passage.document,
+            "start": part.start,
+            "end": part.end,
+            "text": part.text,
+        }
         for part in quoted.quote.parts
     ]
     return {**parts[0], "text": quoted.quote.text, "draft": quoted.draft, "parts": parts}

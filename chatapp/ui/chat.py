@@ -31,7 +31,7 @@ SCRIPTS = Path(__file__).with_name("scripts")
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
-EVIDENCE = ("cite", "page", "sources")  #: links that show where a reply comes from
+EVIDENCE = (*evidence.PLACES, "sources")  #: links that show where a reply comes from
 
 #: The outputs of a turn; `editing` is which message is being edited.
 TURN = ("messages", "sources", "progress", "conversation", "conversations", "text", "editing", *ABOUT)
@@ -176,13 +176,13 @@ class Turns(Section):
         yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
 
     def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
-        """The page behind a citation in the place of the sources, or these again: TURN."""
+        """The page of a citation, a quote or a source in the place of the sources, or these again: TURN."""
         message, *place = numbers
         stored = self._chat.store.tree(conversation)[message].message
         if do == "sources" or not place:
-            shown = render.sources_pane(stored.sources, language)
+            shown = render.sources_pane(stored.sources, language, message)
         else:
-            shown = evidence.panel(stored, evidence.View(message, *place[:2]), self._chat.library, language)
+            shown = evidence.panel(stored, evidence.View(message, *place[:2], kind=do), self._chat.library, language)
         return (NOTHING[0], shown, *NOTHING[2:])
 
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
@@ -228,7 +228,8 @@ class Turns(Section):
 
     def _reply(self, shown: list[dict[str, Any]], reply: Reply, language: str) -> tuple[Any, ...]:
         messages = [*shown, render.reply_message(reply, language)]
-        return messages, render.sources_pane(reply.sources, language), render.progress_line(reply, language)
+        pane = render.sources_pane(reply.sources, language, reply.number)
+        return messages, pane, render.progress_line(reply, language)
 
 
 def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:

@@ -10,7 +10,7 @@ const zoom = (panel, larger) => {
 
 // What is highlighted is scrolled to when a page appears.
 const showHighlight = (panel) => {
-  const box = panel?.querySelector("rect.exact, rect.passage, .sheet mark");
+  const box = panel?.querySelector("rect.exact") ?? panel?.querySelector("rect.passage, .sheet mark");
   const sheet = panel?.querySelector(".sheet");
   if (!box || !sheet) return;
   const [inner, outer] = [box.getBoundingClientRect(), sheet.getBoundingClientRect()];

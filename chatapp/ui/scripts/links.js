@@ -7,6 +7,6 @@ document.addEventListener("click", (event) => {
   const right = document.getElementById("right");
   if (what === "fold") return right?.classList.toggle("folded");
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
-  if (what === "cite") right?.classList.remove("folded");
+  if (["cite", "quote", "source"].includes(what)) right?.classList.remove("folded");
   trigger("click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -17,7 +17,7 @@ from models import Event, LoadedModel, once_more
 from .conversation import REPLY, Plan, Turn, Wording, continuing, plan, summarising
 from .digest import Part, digest, document_of
 from .effort import Effort
-from .engine import Engine, Summarising, Waiting
+from .engine import Engine, Loading, Summarising, Waiting
 from .preferences import Followups, Retrieving
 from .rewriting import Rewriting, rewritten
 from .summary import Summary
@@ -77,14 +77,17 @@ class Question:
 
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
-) -> Iterator[Rewriting | Found | Quoted | Waiting | Summarising | Part | Plan | Event]:
+) -> Iterator[Rewriting | Found | Quoted | Waiting | Loading | Summarising | Part | Plan | Event]:
     """Rewriting (where the model is asked to), Found and Quoted (for a question about documents), Waiting, Summarising,
     the Plan, the events of generation.
+
+    A model that was unloaded is loaded first, and Loading says so.
 
     Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
     where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises
     EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
     """
+    yield from engine.wake(cancel)
     if question.document is not None:
         document = _searching(lambda: document_of(question.base, question.document))
         yield Found((document.source,))

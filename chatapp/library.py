@@ -45,6 +45,10 @@ class Library:
         """All knowledge bases, by name in alphabetical order."""
         return sorted(self._folders(), key=str.lower)
 
+    def folders(self) -> dict[str, Path]:
+        """The folder of each knowledge base by its name."""
+        return self._folders()
+
     def create(self, name: str) -> str:
         """Makes an empty knowledge base, of any name in any script, and returns the name as kept."""
         name = unicodedata.normalize("NFC", " ".join(whole_characters(name).split()))

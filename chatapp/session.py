@@ -18,7 +18,7 @@ from .checkpoints import FetchError
 from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .digest import DigestError, Part
-from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
+from .engine import Cancelled, Engine, EngineError, Loading, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
 from .preferences import Retrieving
@@ -54,7 +54,8 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "rewriting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "loading", "rewriting", "summarising", "digesting", "reading", "writing", "done", "stopped" or
+    "failed".
     """
 
     text: str = ""
@@ -64,6 +65,7 @@ class Reply:
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
     ahead: int = 0
+    loading: str = ""  #: the model that is loaded again for it
     part: Part | None = None  #: of a document that is summed up
     read: Read | None = None
     plan: Plan | None = None
@@ -332,6 +334,7 @@ class _Saver:
 def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
+            reply.state = "waiting" if reply.state == "loading" else reply.state
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
             reply.unanswered = isinstance(event, Found) and not event.answered
             if any(passage.document for passage in passages):  # those of a reply that goes on are known by their texts
@@ -347,6 +350,8 @@ def _note(reply: Reply, event: Any) -> None:
             reply.ahead = ahead
         case Rewriting():
             reply.state = "rewriting"
+        case Loading(name=name):
+            reply.state, reply.ahead, reply.loading = "loading", 0, name
         case Summarising():
             reply.state = "summarising"
         case Part():

@@ -29,7 +29,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "family": "Family",
         "family_all": "All families",
         "family_other": "Other",
-        "model_more": "Precision and chat format",
+        "model_more": "Chat format",
         "models": "Models",
         "settings": "Settings",
         "close": "Close",
@@ -37,6 +37,19 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "tier_info": "Lower ones need less memory; automatic takes the best that fits",
         "tier_auto": "Automatic",
         "waits": "{name} is loaded when the running reply is over; Stop ends it now.",
+        "load": "Load",
+        "unload": "Unload",
+        "unloads": "{name} is unloaded when the running reply is over; Stop ends it now.",
+        "state_unloaded": "{name} is unloaded, its memory is free. Load loads it, and so does the next message.",
+        "fits_not": "too large here",
+        "fits_incomplete": "incomplete",
+        "fits_unknown": "can't be run",
+        "memory_title": "{device}: {total} in all",
+        "memory_weights": "Weights",
+        "memory_cache": "Cache",
+        "memory_work": "Work",
+        "memory_others": "Other programs",
+        "memory_free": "Free",
         "chat_format": "Chat format",
         "chat_format_info": "How turns are put to the model",
         "chat_format_own": "The checkpoint's own",
@@ -178,6 +191,70 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_stop": "Stop adding files",
         "ingest_carry_on": "Carry on with stopped files",
         "reading_file": "Reading …",
+        "hub_id_bad": "“{id}” is no repository; give an id such as owner/name, or a link to it.",
+        "hub_address_missing": "Give the hub's address first.",
+        "hub_address_bad": "“{address}” is no address; it begins with https:// and a host's name.",
+        "hub_unreachable": "{host} does not answer ({reason}); check the network and the address.",
+        "hub_proxy": "The proxy that is set for this system can't be used ({reason}).",
+        "hub_odd": "{host} does not answer as a model hub does; check the address.",
+        "hub_refused": "{host} refuses: {reason}",
+        "hub_missing": "{id} is not at {host}, or it is private; check the id, or give a token.",
+        "hub_gated": "{id} is given only to those who accepted its terms on its page; do that, then give a token.",
+        "hub_not_granted": "The token's account has no access to {id}; ask for it on its page, then try again.",
+        "hub_token_wrong": "{host} does not accept the token; give another one.",
+        "hub_token_odd": "This is no token: it holds spaces or other characters that none has.",
+        "hub_token_plain": "{host} is reached without encryption, so that no token is sent there; use https.",
+        "hub_busy": "{host} has too many requests of this network; try again in some minutes.",
+        "hub_failing": "{host} has failed (HTTP {status}); try again later.",
+        "hub_cut": "{host} ended {name} too early several times; try again later.",
+        "hub_changed": "{id} has changed since it was looked up; delete this download and look it up again.",
+        "hub_wrong_bytes": "{name} came from {host} with a wrong checksum twice; try again later, or another hub.",
+        "hub_no_weights": "{id} has no files that can be used here: neither config.json with weights nor GGUF files.",
+        "hub_incomplete": "{id} lacks {name}, so that its weights are not whole; choose another repository.",
+        "hub_twins": "{id} has two files whose names differ in nothing but case; it can't be stored everywhere.",
+        "hub_architecture": "{id} has the architecture {name}, which can't be run here.",
+        "hub_unusable": "{id} can't be used here: {reason}",
+        "download_exists": "{name} is on this machine already.",
+        "download_twice": "{name} is among the downloads already.",
+        "download_no_room": "{needed} GB are needed and {free} GB are free in {folder}; make room there first.",
+        "download_full": "The disk is full ({free} GB free); make room, then resume.",
+        "download_disk": "The files could not be written ({reason}); check the data folder, then resume.",
+        "download_damaged": "Changed on the disk since they came: {names}. Resume fetches them again.",
+        "place_cpu": "CPU",
+        "place_card": "graphics card",
+        "plan_whole": (
+            "{tier} with its whole window of {window} tokens takes {total} of the {free} GiB that are free on the "
+            "{place}"
+        ),
+        "plan_part": (
+            "{tier} with a window of {window} tokens takes {total} of the {free} GiB that are free on the {place}"
+        ),
+        "plan_end": ".",
+        "plan_next": "; {tier} would need {total} GiB.",
+        "plan_next_elsewhere": "; {tier} would need {total} GiB on the {place}, where {free} GiB are free.",
+        "plan_refused": (
+            "{tier} with a window of {window} tokens needs {total} GiB, and {free} GiB are free on the {place}; free "
+            "memory, or choose a shorter window or a smaller checkpoint."
+        ),
+        "plan_refused_tier": (
+            "{tier} with a window of {window} tokens needs {total} GiB, and {free} GiB are free on the {place}; free "
+            "memory, or choose a shorter window, a lower tier or a smaller checkpoint."
+        ),
+        "storage_gone": "That is not there any more.",
+        "storage_theirs": "{name} lies in {place}, where Quatrain changes nothing; delete it there.",
+        "storage_loading": "A model is being loaded; delete this when it is ready.",
+        "storage_busy": "A reply is being written; delete this when it is over.",
+        "storage_loaded": "{name} is loaded; unload it first, or choose another model.",
+        "storage_failed": "{name} could not be deleted ({reason}); close what uses it and try again.",
+        "folder_which": "Give the path of a folder.",
+        "folder_relative": "{path} is no whole path; give it from the root, such as /home/me/models or D:\\models.",
+        "folder_none": "{path} is no folder on this machine; check its spelling, and that its disk is connected.",
+        "folder_known": "{path} is looked in already.",
+        "folder_empty": (
+            "No checkpoint is in {path} or two levels below it: there is neither a folder with config.json nor a .gguf "
+            "file."
+        ),
+        "folder_unkept": "The list of folders could not be kept ({reason}); make room on the disk of the data folder.",
     },
     "zh": {
         "new_chat": "新对话",
@@ -203,7 +280,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "family": "模型系列",
         "family_all": "全部系列",
         "family_other": "其他",
-        "model_more": "精度与对话格式",
+        "model_more": "更多：对话格式",
         "models": "模型",
         "settings": "设置",
         "close": "关闭",
@@ -211,6 +288,19 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "tier_info": "精度越低占用内存越少；自动选择放得下的最高精度",
         "tier_auto": "自动",
         "waits": "当前回答结束后加载 {name}；按“停止”可立即切换。",
+        "load": "加载",
+        "unload": "卸载",
+        "unloads": "当前回答结束后卸载 {name}；按“停止”可立即卸载。",
+        "state_unloaded": "{name} 已卸载，内存已释放。按“加载”或发送下一条消息即可重新加载。",
+        "fits_not": "本机放不下",
+        "fits_incomplete": "不完整",
+        "fits_unknown": "无法运行",
+        "memory_title": "{device}共 {total}",
+        "memory_weights": "权重",
+        "memory_cache": "缓存",
+        "memory_work": "运算",
+        "memory_others": "其他程序",
+        "memory_free": "空闲",
         "chat_format": "对话格式",
         "chat_format_info": "对话以何种格式交给模型",
         "chat_format_own": "模型自带",
@@ -349,8 +439,75 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_stop": "停止添加文件",
         "ingest_carry_on": "继续处理已停止的文件",
         "reading_file": "正在读取 …",
+        "hub_id_bad": "“{id}”不是仓库编号；请输入“所有者/名称”或其链接。",
+        "hub_address_missing": "请先填写下载站地址。",
+        "hub_address_bad": "“{address}”不是有效地址；地址应以 https:// 和主机名开头。",
+        "hub_unreachable": "{host} 没有应答（{reason}）；请检查网络和地址。",
+        "hub_proxy": "系统设置的代理无法使用（{reason}）。",
+        "hub_odd": "{host} 的应答不像模型下载站；请检查地址。",
+        "hub_refused": "{host} 拒绝了请求：{reason}",
+        "hub_missing": "{host} 上没有 {id}，或者它是私有的；请检查编号，或填写令牌。",
+        "hub_gated": "{id} 只提供给在其页面上接受条款的用户；请先接受，再填写令牌。",
+        "hub_not_granted": "此令牌的账号无权访问 {id}；请在其页面上申请，然后重试。",
+        "hub_token_wrong": "{host} 不接受此令牌；请换一个。",
+        "hub_token_odd": "这不是令牌：其中有空格或令牌不会有的字符。",
+        "hub_token_plain": "与 {host} 的连接未加密，因此不会发送令牌；请使用 https。",
+        "hub_busy": "{host} 收到来自此网络的请求过多；请几分钟后重试。",
+        "hub_failing": "{host} 出现故障（HTTP {status}）；请稍后重试。",
+        "hub_cut": "{host} 多次提前中断了 {name}；请稍后重试。",
+        "hub_changed": "{id} 在查询之后有改动；请删除此下载并重新查询。",
+        "hub_wrong_bytes": "从 {host} 获取的 {name} 两次校验都不正确；请稍后重试，或换一个下载站。",
+        "hub_no_weights": "{id} 中没有可用的文件：既没有 config.json 和权重，也没有 GGUF 文件。",
+        "hub_incomplete": "{id} 缺少 {name}，权重不完整；请选择其他仓库。",
+        "hub_twins": "{id} 有两个仅大小写不同的文件名，无法在所有系统上保存。",
+        "hub_architecture": "{id} 的架构是 {name}，本程序无法运行。",
+        "hub_unusable": "{id} 无法在此使用：{reason}",
+        "download_exists": "{name} 已在这台电脑上。",
+        "download_twice": "{name} 已在下载列表中。",
+        "download_no_room": "需要 {needed} GB，而 {folder} 只剩 {free} GB；请先腾出空间。",
+        "download_full": "磁盘已满（剩余 {free} GB）；请腾出空间后继续。",
+        "download_disk": "文件无法写入（{reason}）；请检查数据文件夹后继续。",
+        "download_damaged": "下载之后磁盘上的文件有改动：{names}。点“继续”将重新获取。",
+        "place_cpu": "内存",
+        "place_card": "显存",
+        "plan_whole": "{tier}，完整窗口 {window} 个词元：占用 {total} GiB，{place}空闲 {free} GiB",
+        "plan_part": "{tier}，窗口 {window} 个词元：占用 {total} GiB，{place}空闲 {free} GiB",
+        "plan_end": "。",
+        "plan_next": "；{tier} 则需要 {total} GiB。",
+        "plan_next_elsewhere": "；{tier} 需要 {total} GiB，而{place}只空闲 {free} GiB。",
+        "plan_refused": (
+            "{tier}，窗口 {window} 个词元：需要 {total} GiB，而{place}只空闲 {free} GiB；"
+            "请释放内存，或选择更短的窗口、更小的模型。"
+        ),
+        "plan_refused_tier": (
+            "{tier}，窗口 {window} 个词元：需要 {total} GiB，而{place}只空闲 {free} GiB；"
+            "请释放内存，或选择更短的窗口、更低的精度、更小的模型。"
+        ),
+        "storage_gone": "该项已不存在。",
+        "storage_theirs": "{name} 位于 {place}，Quatrain 不会改动；请到该处删除。",
+        "storage_loading": "正在加载模型，请在加载完成后再删除。",
+        "storage_busy": "正在回答，请在回答结束后再删除。",
+        "storage_loaded": "{name} 正在使用；请先卸载，或改用其他模型。",
+        "storage_failed": "无法删除 {name}（{reason}）；请关闭占用它的程序后重试。",
+        "folder_which": "请输入文件夹的路径。",
+        "folder_relative": "{path} 不是完整路径；请从根目录写起，例如 /home/me/models 或 D:\\models。",
+        "folder_none": "本机没有文件夹 {path}；请检查拼写，并确认磁盘已连接。",
+        "folder_known": "{path} 已在查找范围内。",
+        "folder_empty": "{path} 及其下两级目录中没有模型：既没有含 config.json 的文件夹，也没有 .gguf 文件。",
+        "folder_unkept": "无法保存文件夹列表（{reason}）；请在数据文件夹所在磁盘腾出空间。",
     },
 }
+
+
+class Sentence(ValueError):
+    """What went wrong, as a text of the catalogue; as a string it is English."""
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(say("en", key, **values))
+        self._key, self._values = key, values
+
+    def said(self, language: str) -> str:
+        return say(language, self._key, **self._values)
 
 
 def say(language: str, key: str, **values: object) -> str:

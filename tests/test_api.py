@@ -190,6 +190,32 @@ def test_a_quote_and_what_was_searched_for_come_beside_the_citations(
     assert (told.quote["draft"], told.answered_from) == (True, "documents")
 
 
+@pytest.mark.parametrize(
+    ("followups", "searched"),
+    [
+        (True, "When is it due? (rent)"),
+        ("rule", "When is it due? (rent)"),
+        (False, None),
+        ("off", None),
+        ("model", "On which day is the rent due?"),
+    ],
+)
+def test_a_request_says_how_follow_ups_are_made_to_stand_alone(
+    serve: Callable[..., Service], tmp_path: Path, followups: bool | str, searched: str | None
+) -> None:
+    service = serve(scripted(lambda prompt: "On which day is the rent due?" if "Write only" in prompt else "Soon."))
+    base = add_document(service.library, tmp_path)
+    turns = [("user", "What is the rent?"), ("assistant", "A lot."), ("user", "When is it due?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    reply = service.chat(messages, extra_body={"knowledge_base": base, "mode": "auto", "followups": followups})
+    assert (reply.searched_for, reply.choices[0].message.content) == (searched, "Soon.")
+
+
+def test_an_unknown_way_of_follow_ups_is_refused(service: Service) -> None:
+    answer = service.post({"messages": HELLO, "followups": "sometimes"})
+    assert answer.status_code == 422 and "followups" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_auto_goes_on_without_documents_that_do_not_say(service: Service, loaded: LoadedModel, stream: bool) -> None:
     body = {"knowledge_base": service.library.create("empty"), "mode": "auto"}

@@ -212,7 +212,7 @@ def _body(shown: _Shown, view: View, place: Place, language: str) -> str:
     label = say(language, "page_of", at=page, count=document.pages)
     boxes = _overlay(shown, place) if page == place.passage["page"] else ""
     return (
-        f'<div class="bar">{tools}</div><div class="sheet" tabindex="0" aria-label="{label}"><div class="paper">'
+        f'<div class="bar">{tools}</div><div class="pane" tabindex="0" aria-label="{label}"><div class="paper">'
         f'<img src="{picture}" alt="{escape(document.name)}, {label}">{boxes}</div></div>'
     )
 
@@ -241,7 +241,7 @@ def _context(shown: _Shown, place: Place, original: str, language: str) -> str:
     if found is None:
         return tools
     around = f"{escape(found.before)}<mark>{escape(found.passage)}</mark>{escape(found.after)}"
-    return f'{tools}<p class="where">{_where(found, language)}</p><div class="sheet text" tabindex="0">{around}</div>'
+    return f'{tools}<p class="where">{_where(found, language)}</p><div class="pane text" tabindex="0">{around}</div>'
 
 
 def _where(found: Context, language: str) -> str:

@@ -82,7 +82,7 @@ class Page:
 OPENED = (
     *conversations.OPENED,
     *("base", *documents.WATCHED),
-    *(*model.MODEL, "state", "timer"),
+    *model.OPENED,
     *("mode", *lab.LAB),
 )
 
@@ -117,7 +117,8 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
 
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
-    page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)

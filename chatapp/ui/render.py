@@ -245,6 +245,8 @@ def kept_budget(tree: Tree, language: str) -> str:
 def _progress(reply: Reply, language: str) -> list[str]:
     if reply.state == "waiting":
         return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
+    if reply.state == "loading":
+        return [say(language, "state_loading", name=escape(reply.loading))]
     if reply.state in AT_WORK:
         return [say(language, reply.state)]
     if reply.state == "digesting":
@@ -288,8 +290,11 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
         lines += [say(language, "small_model")] if embedded else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
         return "".join(f'<p class="hint">{line}</p>' for line in lines)
-    reason = status.message or fetching.failure
-    return f'<p class="hint">{"⚠ " + escape(reason) if reason else say(language, "state_empty")}</p>'
+    if status.state == "unloaded":
+        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
+        return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
+    failure = status.message or fetching.failure
+    return f'<p class="hint">{"⚠ " + escape(failure) if failure else say(language, "state_empty")}</p>'
 
 
 def ingesting(done: int, total: int, message: str) -> str:

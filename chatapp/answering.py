@@ -142,7 +142,7 @@ def asked_alone(
     text = yield from rewritten(engine, question.text, partial(_planned_apart, engine, question), cancel)
     if text is None:
         return ruled
-    return replace(ruled, text=text, changed=text != question.text, certain=ruled.changed and ruled.certain)
+    return replace(ruled, text=text, changed=True, certain=ruled.changed and ruled.certain)
 
 
 def _planned_apart(engine: Engine, question: Question, words: Wording, loaded: LoadedModel, effort: Effort) -> Plan:

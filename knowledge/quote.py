@@ -27,8 +27,8 @@ ELLIPSIS = " … "  #: between parts of a quote that do not follow each other
 
 FEATURES = ("words", "around", "kind", "lacks", "close", "length", "behind", "later", "place", "nearness")
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
-    "zh": (4.4, 6.0, 0.3, -0.4, 0.8, -1.0, -0.4, -1.1, -0.3, 18.7),
-    "other": (3.6, 2.3, 0.2, -0.5, 0.8, 0.0, -0.2, -0.7, -0.6, 18.1),
+    "zh": (3.8, 4.8, 0.2, -0.2, 0.6, -0.6, -0.3, -0.8, 0.0, 47.3),
+    "other": (3.5, 2.3, 0.3, -0.6, 0.8, 0.0, -0.2, -0.7, -0.7, 18.1),
 }
 
 # A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "c. 1450". Pages

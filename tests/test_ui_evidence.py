@@ -10,6 +10,7 @@ import pytest
 
 from chatapp.citing import Evidence
 from chatapp.library import Library
+from chatapp.preferences import Preferences, Retrieving
 from chatapp.session import Chat
 from chatapp.store import Store, StoredMessage
 from chatapp.texts import CATALOGUE
@@ -166,8 +167,9 @@ def test_a_source_and_a_quote_have_their_page(chat: Chat, kind: str) -> None:
 
 def test_the_nearest_passages_lead_to_their_pages_where_the_documents_do_not_say(chat: Chat) -> None:
     conversation = chat.store.create().id
-    *_, reply = chat.send(conversation, "Who composed the opera about Napoleon?", "诗 <b>", threading.Event())
-    assert reply.nothing_found and not reply.text
+    chat.store.prefer(conversation, Preferences(retrieval=Retrieving(threshold=1)))
+    *_, reply = chat.send(conversation, "太行雪的租金是多少？", "诗 <b>", threading.Event())
+    assert reply.nothing_found and not reply.text and len(reply.sources) > 1
     tree = chat.store.tree(conversation)
     messages, pane, _ = render.conversation(tree, "en")
     for number, source in enumerate(reply.sources, start=1):

@@ -31,8 +31,6 @@ SCRIPTS = Path(__file__).with_name("scripts")
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
-EVIDENCE = (*evidence.PLACES, "sources")  #: links that show where a reply comes from
-
 #: The outputs of a turn; `editing` is which message is being edited.
 TURN = ("messages", "sources", "progress", "conversation", "conversations", "text", "editing", *ABOUT)
 NOTHING = (gr.skip(),) * len(TURN)
@@ -80,6 +78,9 @@ def connect(parts: Parts, turns: Turns) -> None:
     asked = only(parts, "text", "conversation", "base", "editing")
     parts["text"].submit(send, asked, turn, concurrency_limit=None, **QUIET)
     parts["actions"].click(act, only(parts, "conversation", "base"), turn, concurrency_limit=None, **QUIET)
+    # By an event of its own, each of which counts: a click would wait for none while a reply is written anew.
+    shown = {"trigger_mode": "multiple", "concurrency_limit": None, **QUIET}
+    parts["actions"].expand(turns.show, only(parts, "conversation"), only(parts, "sources"), **shown)
     parts["text"].stop(turns.stop, queue=False)
 
 
@@ -118,13 +119,23 @@ class Turns(Section):
             yield NOTHING
             return
         try:
-            if event.do in EVIDENCE:
-                yield self._evidence(event.do, [event.message, *event.more], conversation, self.language(request))
-            else:
-                yield from self._act(event.do, event.message, conversation, base, request)
+            yield from self._act(event.do, event.message, conversation, base, request)
         except TreeError as error:  # the page showed what another window has changed
             warn(error)
             yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
+
+    def show(self, event: gr.EventData, conversation: str | None, request: gr.Request) -> Any:
+        """The page of a citation, a quote or a source in the place of the sources, or these again."""
+        language = self.language(request)
+        try:
+            stored = self._chat.store.tree(conversation or "")[event.message].message
+        except TreeError as error:
+            warn(error)
+            return gr.skip()
+        if event.do not in evidence.PLACES or not event.more:
+            return render.sources_pane(stored.sources, language, event.message)
+        view = evidence.View(event.message, *event.more[:2], kind=event.do)
+        return evidence.panel(stored, view, self._chat.library, language)
 
     def _act(
         self, do: str, message: int, conversation: str, base: str | None, request: gr.Request
@@ -174,16 +185,6 @@ class Turns(Section):
         conversation = conversation or self._chat.store.create().id
         start = partial(self._chat.sum_up, conversation, file.id, text)
         yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
-
-    def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
-        """The page of a citation, a quote or a source in the place of the sources, or these again: TURN."""
-        message, *place = numbers
-        stored = self._chat.store.tree(conversation)[message].message
-        if do == "sources" or not place:
-            shown = render.sources_pane(stored.sources, language, message)
-        else:
-            shown = evidence.panel(stored, evidence.View(message, *place[:2], kind=do), self._chat.library, language)
-        return (NOTHING[0], shown, *NOTHING[2:])
 
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
         """Another branch is shown, and nothing is edited any more: TURN."""

@@ -1,4 +1,5 @@
-// Links below messages, "#q-<what>-<message>", become events: the chat component shows no buttons of ours.
+// Links below messages, "#q-<what>-<message>", become events: the chat component shows no buttons of ours. What shows
+// where a reply comes from is an event of its own, so that it need not wait for a reply that is being written.
 document.addEventListener("click", (event) => {
   const link = event.target.closest('a[href^="#q-"]');
   if (!link) return;
@@ -7,6 +8,7 @@ document.addEventListener("click", (event) => {
   const right = document.getElementById("right");
   if (what === "fold") return right?.classList.toggle("folded");
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
-  if (["cite", "quote", "source"].includes(what)) right?.classList.remove("folded");
-  trigger("click", { do: what, message: Number(message), more: more.map(Number) });
+  const shows = ["cite", "quote", "source", "sources"].includes(what);
+  if (shows) right?.classList.remove("folded");
+  trigger(shows ? "expand" : "click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -66,7 +66,9 @@ LISTEN = """() => {
     .observe({ type: "longtask" });
 }"""
 
-PARAGRAPH = "Light is scattered by the molecules of the air, and blue light more than red light, since its waves are shorter. "
+PARAGRAPH = (
+    "Light is scattered by the molecules of the air, and blue light more than red light, since its waves are shorter. "
+)
 REPLIES = (
     f"{PARAGRAPH * 3}\n\n- one reason\n- another reason\n\n{PARAGRAPH}",
     f"{PARAGRAPH}\n\n```python\ndef scattering(wavelength):\n    return 1 / wavelength**4\n```\n\n{PARAGRAPH}",

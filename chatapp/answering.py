@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage
+from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage, Several, Where
 from knowledge.followup import Standalone, standalone
 from knowledge.quote import Quote
+from knowledge.retrieval import EVERYWHERE
 from models import Event, LoadedModel, once_more
 
 from .conversation import REPLY, Plan, Turn, Wording, continuing, plan, summarising
 from .digest import Part, digest, document_of
 from .effort import Effort
-from .engine import Engine, Loading, Summarising, Waiting
+from .engine import Cancelled, Engine, Loading, Summarising, Waiting
 from .preferences import Followups, Retrieving
 from .rewriting import Rewriting, rewritten
 from .summary import Summary
@@ -32,8 +33,18 @@ SMALL = 1_000_000_000
 Mode = Literal["documents", "chat", "auto"]
 #: How many earlier questions a follow-up may lean on.
 REMEMBERED = 6
+#: Seconds between two looks whether a file beside a question is read.
+OPENING = 0.2
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Files that were put beside the question are being read; the first of `left` is this one."""
+
+    name: str
+    left: int
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,11 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Question:
-    """A turn to be answered. `base` is the knowledge base that is asked, if one is."""
+    """A turn to be answered. `base` is the knowledge base that is asked, or several, if any is."""
 
     text: str
     history: Sequence[Turn] = ()
-    base: KnowledgeBase | None = None
+    base: KnowledgeBase | Several | None = None
     system: str | None = None
     options: Mapping[str, Any] | None = None
     reply: int = REPLY
@@ -72,14 +83,15 @@ class Question:
     followups: Followups = "rule"  #: how it is made to stand alone before the search
     retrieving: Retrieving = Retrieving()
     document: str | None = None  #: the id of a document of `base` that is to be summed up; nothing is searched
+    beside: tuple[str, ...] = ()  #: ids of documents of `base` that were put beside it: what they say comes first
     cited: tuple[str, ...] = ()  #: names of the files that the reply before it was given, best first
 
 
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
-) -> Iterator[Rewriting | Found | Quoted | Waiting | Loading | Summarising | Part | Plan | Event]:
-    """Rewriting (where the model is asked to), Found and Quoted (for a question about documents), Waiting, Summarising,
-    the Plan, the events of generation.
+) -> Iterator[Opening | Rewriting | Found | Quoted | Waiting | Loading | Summarising | Part | Plan | Event]:
+    """Opening (while files beside the question are read), Rewriting (where the model is asked to), Found and Quoted
+    (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
 
     A model that was unloaded is loaded first, and Loading says so.
 
@@ -88,6 +100,8 @@ def answer(
     EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
     """
     yield from engine.wake(cancel)
+    if question.beside:
+        yield from opened(question.base, question.beside, cancel)
     if question.document is not None:
         document = _searching(lambda: document_of(question.base, question.document))
         yield Found((document.source,))
@@ -96,7 +110,7 @@ def answer(
     passages = question.passages
     if question.base is not None and question.begun is None and question.mode != "chat":
         asked = yield from asked_alone(engine, question, cancel)
-        searched, findings = search(question.base, asked, question.retrieving)
+        searched, findings = search(question.base, asked, question.retrieving, question.beside)
         passages, answered = findings.passages, findings.relevance >= question.retrieving.threshold
         chat = question.mode == "auto" and not answered
         yield Found(passages, answered, searched if searched != question.text else None, chat)
@@ -158,15 +172,44 @@ def is_small(engine: Engine) -> bool:
     return engine.status.state != "ready" or engine.loaded.needs.parameters < SMALL
 
 
-def search(base: KnowledgeBase, asked: Standalone, how: Retrieving) -> tuple[str, Findings]:
-    """What was searched for, and what that found. Where the rule is not certain, the documents decide.
+def opened(base: KnowledgeBase | Several, ids: Sequence[str], cancel: threading.Event) -> Iterator[Opening]:
+    """Waits until these files are read, not until they are embedded: their words find them.
+
+    Raises Cancelled, and KnowledgeBaseError where one could not be read.
+    """
+    while unread := [file for file in base.files(ids) if file.state in ("waiting", "reading") and not file.chunks]:
+        yield Opening(unread[0].name, len(unread))
+        if cancel.wait(OPENING):
+            raise Cancelled
+    for file in base.files(ids):
+        if not file.chunks:
+            stopped = f"{file.name} was stopped before it was read; let it be read again in the list of documents."
+            raise KnowledgeBaseError(file.reason or stopped)
+
+
+def search(
+    base: KnowledgeBase | Several, asked: Standalone, how: Retrieving, beside: Sequence[str] = ()
+) -> tuple[str, Findings]:
+    """What was searched for, and what that found: in the documents with the ids `beside` if they are likely to say, or
+    if nothing is; else in all.
 
     Raises KnowledgeBaseError.
     """
-    found = _searching(lambda: base.find(asked.text, how.passages, method=how.method))
+    if not beside:
+        return _search(base, asked, how, EVERYWHERE)
+    first = _search(base, asked, how, Where(documents=beside))
+    if first[1].relevance >= how.threshold:
+        return first
+    found = _search(base, asked, how, EVERYWHERE)
+    return first if first[1].passages and found[1].relevance < how.threshold else found
+
+
+def _search(base: KnowledgeBase | Several, asked: Standalone, how: Retrieving, where: Where) -> tuple[str, Findings]:
+    """Where the rule that makes a question stand alone is not certain, the documents decide."""
+    found = _searching(lambda: base.find(asked.text, how.passages, where, how.method))
     if asked.certain:
         return asked.text, found
-    as_asked = _searching(lambda: base.find(asked.asked, how.passages, method=how.method))
+    as_asked = _searching(lambda: base.find(asked.asked, how.passages, where, how.method))
     return (asked.text, found) if found.relevance > as_asked.relevance else (asked.asked, as_asked)
 
 
@@ -225,8 +268,9 @@ CHINESE = Words(
 
 
 def passage_data(passage: Passage) -> dict[str, Any]:
-    """A passage as JSON, as citations are told to clients and kept on disk."""
-    return {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}
+    """A passage as JSON, as citations are told to clients and kept on disk; with its base where several were asked."""
+    place = {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}
+    return place if passage.base is None else {**place, "base": passage.base}
 
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:

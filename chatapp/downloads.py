@@ -135,7 +135,7 @@ class Downloads:
     def __init__(self, data: Path, client: Callable[[], httpx.Client] = hubs.client, hurry: float = 1.0) -> None:
         self.checkpoints = data / "checkpoints"
         self.tokens = Tokens(data / "tokens.json")
-        self.addresses = Texts(data / "hubs.json")  #: of kinds of hubs, where the user gave another one
+        self.addresses = Texts(data / "hubs.json")  #: by kind of hub, where the user gave another one; "last" is a kind
         self._folder = data / "downloads"
         self._parts = self.checkpoints / ".downloads"
         self._client = client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,6 +15,23 @@ from .words import whole_characters
 PASSAGES, MOST_PASSAGES = 4, 10
 
 Text = Annotated[str, AfterValidator(whole_characters)]
+
+#: The knowledge bases that are asked, by name: one, several, or none.
+Asked = str | list[str] | None
+
+
+def asking(names: Iterable[str]) -> Asked:
+    """Names as they are kept and told: one is a name by itself, as it was before there could be several."""
+    several = [name for name in dict.fromkeys(names) if name]
+    return several if len(several) > 1 else next(iter(several), None)
+
+
+def names_of(asked: Asked) -> list[str]:
+    """The names, in their order."""
+    return [asked] if isinstance(asked, str) else list(asked or ())
+
+
+Bases = Annotated[Text | list[Text] | None, AfterValidator(lambda asked: asking(names_of(asked)))]
 
 
 def _named(followups: Any) -> Any:
@@ -59,7 +77,7 @@ class Preferences(SamplingChoice):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: Text | None = None
-    knowledge_base: Text | None = None
+    knowledge_base: Bases = None
     max_tokens: int | None = Field(None, ge=1)
     mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
     followups: Followups | None = None

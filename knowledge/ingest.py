@@ -13,7 +13,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ class Ingested:
     """What became of one file. known: its content was here already. failed: `reason` says why, in one sentence; in the
     other states it says what else is to be known.
 
-    `pages` is 0 for a file without pages, such as plain text.
+    `pages` is 0 for a file without pages, such as plain text. document: the id of what is known.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Ingested:
     pages: int = 0
     chunks: int = 0
     reason: str | None = None
+    document: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Queue:
         if renamed or known.name == name:
             self._database.rename(known.id, name, path and str(path), modified)
         if known.state == "done":
-            return Ingested(name, "known", known.pages, known.chunks, reason)
+            return Ingested(name, "known", known.pages, known.chunks, reason, known.id)
         self.resume([known.id])
         return self._database.document(known.id)
 

@@ -122,7 +122,7 @@ class Turns(Section):
             yield NOTHING
             return
         tree = self._chat.store.tree(conversation) if conversation else Tree()
-        conversation = conversation or self._chat.store.create().id
+        conversation = conversation or self._chat.begin()
         if editing in tree.nodes:
             before, start = tree.path_to(tree[editing].parent), partial(self._chat.edit, conversation, editing, text)
         else:
@@ -206,7 +206,7 @@ class Turns(Section):
             return
         text = say(language, "summarise_asked", name=file.name)
         before = self._chat.store.tree(conversation).path if conversation else []
-        conversation = conversation or self._chat.store.create().id
+        conversation = conversation or self._chat.begin()
         start = partial(self._chat.sum_up, conversation, file.id, text)
         yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
 

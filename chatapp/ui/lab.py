@@ -13,7 +13,7 @@ from knowledge.retrieval import Ranked, judge
 
 from ..checkpoints import FetchError
 from ..library import LibraryError
-from ..preferences import MOST_PASSAGES, Asked, Followups, Preferences, Retrieving
+from ..preferences import MOST_PASSAGES, Asked, Followups, Retrieving
 from ..texts import say
 from .escaping import escape
 from .render import flowing, place
@@ -94,23 +94,18 @@ class Lab(Section):
     ) -> tuple[str, str]:
         """Lets a conversation search like this: its id, and what to say."""
         how = Retrieving(passages=passages, threshold=threshold, method=method)
-        id = self._prefer(conversation, retrieval=how, followups=None if followups == "rule" else followups)
+        wanted = None if followups == "rule" else followups
+        id = self._chat.prefer(conversation, retrieval=how, followups=wanted)
         return id, hint(say(self.language(request), "lab_applied"))
 
     def prefer_mode(self, conversation: str | None, mode: str) -> str:
         """Lets a conversation's answers come from documents, from the model, or from either: its id."""
-        return self._prefer(conversation, mode=mode)
-
-    def _prefer(self, conversation: str | None, **changes: Any) -> str:
-        store = self._chat.store
-        kept = store.conversation(conversation) if conversation else store.create()
-        store.prefer(kept.id, kept.preferences.model_copy(update=changes))
-        return kept.id
+        return self._chat.prefer(conversation, mode=mode)
 
     def preferred(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
         """How a conversation searches: mode, passages, threshold, method, follow-up questions."""
         language = self.language(request)
-        kept = self._chat.store.conversation(conversation).preferences if conversation else Preferences()
+        kept = self._chat.preferences(conversation)
         how = kept.retrieval or Retrieving()
         return (
             gr.update(choices=choices(MODES, language), value=kept.mode or "documents"),

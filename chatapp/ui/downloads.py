@@ -105,7 +105,7 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     loading = only(parts, *MODEL, "state", "timer")
     parts["downloads"].click(downloads.load, None, [*loading, parts["models_sheet"]], **QUIET)
     parts["downloads_timer"].tick(downloads.show, None, listed, **QUIET)
-    parts["text"].submit(downloads.notice, only(parts, "text"), None, queue=False, **QUIET)
+    parts["text"].submit(downloads.notice, only(parts, "text"), None, concurrency_limit=None, **QUIET)
     failing = only(parts, "again")
     page.load(downloads.failing, None, failing, **QUIET)
     parts["timer"].tick(downloads.failing, None, failing, **QUIET)

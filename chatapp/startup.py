@@ -17,6 +17,7 @@ from .engine import Engine, EngineError, Source
 from .hardware import Machine, detect
 from .planner import plan_for
 from .settings import Settings
+from .shelf import Shelf
 
 #: The share of the memory that a plan leaves which caches of earlier prompts may take: other programs want some too.
 WARM_SHARE = 0.5
@@ -54,6 +55,7 @@ class Startup:
         self._stopping = threading.Event()
         self._thread = self._new_thread()
         self.downloads = Downloads(settings.data)
+        self.shelf = Shelf(settings)
         self.fetching = Fetching()
         self.notes: tuple[str, ...] = ()  #: what is in the way of this machine's hardware, in sentences
 
@@ -125,7 +127,20 @@ class Startup:
             asked,
             adapter=adapter,
             warm=int(WARM_SHARE * plan.left),
+            plan=plan,
         )
+
+    def unload(self) -> None:
+        """Unloads the model; the next reply loads it again, as this machine can hold it then."""
+        self._engine.unload(self._again)
+
+    def anew(self) -> Source:
+        """What was unloaded, as this machine can hold it now. Raises EngineError."""
+        return self._again(self._engine.waiting)
+
+    def _again(self, former: Source) -> Source:
+        planned = self.source(former.path, former.name, former.asked_tier, former.adapter)
+        return replace(planned, chat_format=former.chat_format)
 
     def with_adapter(self, adapter: Path | None) -> Source:
         """What is loaded, with another adapter or none. Raises EngineError."""
@@ -135,8 +150,7 @@ class Startup:
                 return replace(source, adapter=adapter)
         except (CheckpointError, OSError) as error:
             raise EngineError(str(error)) from error
-        planned = self.source(source.path, source.name, source.asked_tier, adapter)
-        return replace(planned, chat_format=source.chat_format)
+        return self._again(replace(source, adapter=adapter))
 
     def machine(self) -> Machine:
         """The machine as it is once the loaded model has been released, which comes before another one is read."""

@@ -303,3 +303,17 @@ def test_stopping_before_starting_is_possible(tmp_path: Path) -> None:
     begun = Startup(settings(tmp_path), Engine())
     begun.stop(0)
     assert begun.fetching == Fetching()
+
+
+def test_what_was_unloaded_is_planned_anew_for_the_next_reply(tmp_path: Path) -> None:
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine)
+    begun.unload()
+    assert engine.status.state == "empty"
+    engine.load(begun.source(tmp_path / "m", "m", "int8"))
+    engine.use_chat_format("plain")
+    begun.unload()
+    assert (engine.status.state, engine.waiting.asked_tier, engine.source) == ("unloaded", "int8", None)
+    assert [type(event).__name__ for event in engine.wake(threading.Event())] == ["Loading"]
+    assert (engine.status.state, engine.source.asked_tier, engine.chat_format) == ("ready", "int8", "plain")
+    assert engine.source.plan is not None

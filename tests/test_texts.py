@@ -10,7 +10,7 @@ import pytest
 from chatapp.texts import CATALOGUE, preferred, say
 
 CODE = Path(__file__).parent.parent / "chatapp"
-SAYING = ("say", "label", "HubError")  #: functions that are given a key
+SAYING = ("say", "label", "Sentence", "HubError")  #: functions that are given a key
 
 
 def placeholders(text: str) -> set[str]:

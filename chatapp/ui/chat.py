@@ -15,18 +15,23 @@ from knowledge import KnowledgeBaseError
 
 from ..checkpoints import FetchError
 from ..citing import Evidence
-from ..digest import DigestError, still_there
+from ..digest import DigestError, asks_for_summary, still_there
 from ..library import LibraryError
-from ..session import FINAL, Reply
+from ..preferences import Asked, asking
+from ..session import FINAL, Beside, Reply, question_beside
 from ..store import StoredMessage
 from ..texts import say
 from ..tree import Node, Tree, TreeError
-from . import evidence, render
+from . import documents, evidence, render
 from .conversations import ABOUT, about, listed
 from .section import QUIET, Label, Parts, Section, busy, idle, joined, only, warn
+from .shelf import number_of
 
 #: They run once, in one scope with Gradio's `trigger`.
 SCRIPTS = Path(__file__).with_name("scripts")
+
+#: What takes a file from beside the question.
+CHIPS = "element.addEventListener('click', ({target}) => target.dataset.do && trigger('click', {...target.dataset}));"
 
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
@@ -56,20 +61,29 @@ def layout(label: Label) -> Parts:
         height="100%",
         elem_id="messages",
     )
-    text = gr.Textbox(
-        label=label("message_hint"),
-        show_label=False,
-        placeholder=label("message_hint"),
-        lines=1,
-        max_lines=8,
-        submit_btn=True,
-        autofocus=True,
-        elem_id="text",
-    )
+    chips = gr.HTML(js_on_load=CHIPS, elem_id="chips")
+    with gr.Row(elem_id="composer"):
+        beside = documents.composer(label)
+        text = gr.Textbox(
+            label=label("message_hint"),
+            show_label=False,
+            placeholder=label("message_hint"),
+            lines=1,
+            max_lines=8,
+            submit_btn=True,
+            autofocus=True,
+            elem_id="text",
+        )
+    with gr.Row(elem_id="below"):
+        mode = gr.Radio([], label=label("mode"), min_width=180, scale=0, elem_id="mode")
+        progress = gr.HTML(elem_id="progress")
     return {
         "messages": messages,
         "text": text,
-        "progress": gr.HTML(elem_id="progress"),
+        "chips": chips,
+        **beside,
+        "mode": mode,
+        "progress": progress,
         "actions": gr.HTML(js_on_load=joined(sorted(SCRIPTS.glob("*.js"))), elem_id="actions"),
     }
 
@@ -77,7 +91,7 @@ def layout(label: Label) -> Parts:
 def connect(parts: Parts, turns: Turns) -> None:
     turn = only(parts, *TURN)
     send, act = _ending_quietly(turns.send), _ending_quietly(turns.act)
-    asked = only(parts, "text", "conversation", "base", "editing")
+    asked = only(parts, "text", "conversation", "base", "editing", "beside")
     parts["text"].submit(send, asked, turn, concurrency_limit=None, **QUIET)
     parts["actions"].click(act, only(parts, "conversation", "base"), turn, concurrency_limit=None, **QUIET)
     parts["text"].stop(turns.stop, queue=False)
@@ -93,9 +107,16 @@ class Turns(Section):
         self._desk.leave(request)
 
     def send(
-        self, text: str, conversation: str | None, base: str | None, editing: int | None, request: gr.Request
+        self,
+        text: str,
+        conversation: str | None,
+        base: list[str],
+        editing: int | None,
+        beside: list[Beside],
+        request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """Streams the reply to what was typed, which may be another version of an earlier message: TURN."""
+        """Streams the reply to what was typed, with the files beside it, or to another version of an earlier message:
+        TURN."""
         if not text.strip():
             yield NOTHING
             return
@@ -104,15 +125,17 @@ class Turns(Section):
         if editing in tree.nodes:
             before, start = tree.path_to(tree[editing].parent), partial(self._chat.edit, conversation, editing, text)
         else:
-            before, start = tree.path, partial(self._chat.send, conversation, text)
-        yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
+            before, start = tree.path, partial(self._chat.send, conversation, text, beside=beside)
+            if len(beside) == 1 and asks_for_summary(text):
+                start = partial(self._chat.sum_up, conversation, beside[0].id, text)
+        yield from self._stream(conversation, before, [question_beside(text, beside)], start, asking(base), request)
 
     def act(
-        self, event: gr.EventData, conversation: str | None, base: str | None, request: gr.Request
+        self, event: gr.EventData, conversation: str | None, base: list[str], request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         """Does what a link below a message, or beside a document, says: TURN."""
         if event.do == "summarise":
-            yield from self._sum_up(event.message, conversation, base, request)
+            yield from self._sum_up(event.message, conversation, asking(base), request)
             return
         if not conversation:
             yield NOTHING
@@ -121,13 +144,13 @@ class Turns(Section):
             if event.do in EVIDENCE:
                 yield self._evidence(event.do, [event.message, *event.more], conversation, self.language(request))
             else:
-                yield from self._act(event.do, event.message, conversation, base, request)
+                yield from self._act(event.do, event.message, conversation, asking(base), request)
         except TreeError as error:  # the page showed what another window has changed
             warn(error)
             yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
 
     def _act(
-        self, do: str, message: int, conversation: str, base: str | None, request: gr.Request
+        self, do: str, message: int, conversation: str, base: Asked, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         language, chat, tree = self.language(request), self._chat, self._chat.store.tree(conversation)
         match do:
@@ -157,13 +180,14 @@ class Turns(Section):
                 yield NOTHING
 
     def _sum_up(
-        self, number: int, conversation: str | None, base: str | None, request: gr.Request
+        self, number: int, conversation: str | None, base: Asked, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         """The summary of the document with that number as another turn: TURN."""
         language = self.language(request)
         try:
-            files = self._chat.library.open(base or "").documents()
-            id = next((file.id for file in files if render.number_of(file) == number), "")
+            asked = self._chat.library.ask(base)
+            files = asked.documents() if asked else []
+            id = next((file.id for file in files if number_of(file) == number), "")
             file = still_there(files, id)
         except (LibraryError, FetchError, KnowledgeBaseError, DigestError) as error:
             warn(error)
@@ -194,8 +218,8 @@ class Turns(Section):
         conversation: str,
         before: Sequence[Node],
         asked: Sequence[StoredMessage] | None,
-        start: Callable[[str | None, threading.Event], Iterator[Reply]],
-        base: str | None,
+        start: Callable[[Asked, threading.Event], Iterator[Reply]],
+        base: Asked,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """A reply as it grows behind what was said before and what is asked now; None: it has begun already. TURN."""
@@ -207,7 +231,7 @@ class Turns(Section):
         yield first, gr.skip(), "", conversation, gr.skip(), busy(), None, *NOTHING[7:]
         try:
             reply, sources = Reply(), None
-            for reply in _paced(start(base or None, cancel)):
+            for reply in _paced(start(base, cancel)):
                 if reply.state in FINAL or not self._desk.shows(cancel, request):
                     continue  # shown below, or the page shows another conversation by now; this one goes to disk
                 messages, pane, line = self._reply(shown, reply, language)

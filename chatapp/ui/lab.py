@@ -13,7 +13,7 @@ from knowledge.retrieval import Ranked, judge
 
 from ..checkpoints import FetchError
 from ..library import LibraryError
-from ..preferences import MOST_PASSAGES, Preferences, Retrieving
+from ..preferences import MOST_PASSAGES, Asked, Preferences, Retrieving
 from ..texts import say
 from .escaping import escape
 from .render import flowing, place
@@ -68,7 +68,7 @@ def connect(parts: Parts, lab: Lab) -> None:
 
 class Lab(Section):
     def examine(
-        self, question: str, base: str | None, passages: int, threshold: float, method: str, request: gr.Request
+        self, question: str, base: Asked, passages: int, threshold: float, method: str, request: gr.Request
     ) -> str:
         """What a search finds."""
         language = self.language(request)
@@ -76,7 +76,7 @@ class Lab(Section):
             return hint(say(language, "lab_no_base"))
         how = Retrieving(passages=passages, threshold=threshold, method=method)
         try:
-            return results(question, self._chat.library.open(base).rank(question), how, language)
+            return results(question, self._chat.library.ask(base).rank(question), how, language)
         except (LibraryError, KnowledgeBaseError, FetchError) as error:
             return hint(f"⚠ {escape(str(error))}")
 
@@ -126,7 +126,7 @@ def results(question: str, ranked: Ranked, how: Retrieving, language: str) -> st
     places = {method: _places(order(ranked.candidates)) for method, order in METHODS.items()}
     chosen = METHODS[how.method](ranked.candidates)[: how.passages]
     cards = [
-        _card(at, each, {method: order.get(each.chunk.id) for method, order in places.items()}, language)
+        _card(at, each, {method: order.get(_key(each)) for method, order in places.items()}, language)
         for at, each in enumerate(chosen, start=1)
     ]
     return f'<p class="hint">{line}</p>{"".join(cards)}'
@@ -137,8 +137,13 @@ def choices(names: dict[str, str], language: str) -> list[tuple[str, str]]:
     return [(say(language, text), name) for name, text in names.items()]
 
 
-def _places(candidates: Sequence[Candidate]) -> dict[int, int]:
-    return {candidate.chunk.id: at for at, candidate in enumerate(candidates, start=1)}
+def _key(candidate: Candidate) -> tuple[str | None, int]:
+    """Of its chunk, among those of several knowledge bases."""
+    return candidate.chunk.base, candidate.chunk.id
+
+
+def _places(candidates: Sequence[Candidate]) -> dict[tuple[str | None, int], int]:
+    return {_key(candidate): at for at, candidate in enumerate(candidates, start=1)}
 
 
 def _card(at: int, candidate: Candidate, places: dict[str, int | None], language: str) -> str:

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model
+from . import conversations, documents, downloads, lab, model, panes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -82,8 +82,8 @@ class Page:
 #: What `Page.open` fills.
 OPENED = (
     *conversations.OPENED,
-    *("base", *documents.WATCHED),
-    *(*model.MODEL, "state", "timer"),
+    *("base", *documents.WATCHED, *documents.MANAGED),
+    *model.OPENED,
     *("mode", *lab.LAB),
 )
 
@@ -98,15 +98,20 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
         }
         with gr.Row(elem_id="panes", equal_height=True):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
-                gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
-                parts |= conversations.layout(label) | model.layout(label) | downloads.left(label)
-                parts |= documents.layout(label)
-                parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
+                gr.HTML('<h1 id="left-title">Quatrain</h1>' + panes.fold("left", label("fold_left")), elem_id="brand")
+                parts |= conversations.layout(label)
+                with panes.card("model-card", label("model")):
+                    parts |= model.layout(label) | downloads.left(label)
+                with panes.card("documents-card", label("documents")):
+                    parts |= documents.layout(label)
+                with gr.Row(elem_id="foot"):
+                    parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
+                    parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= centre.layout(label)
+                parts |= panes.top_bar(label) | centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
-                gr.HTML(_heading(label("sources")), elem_classes="heading")
+                gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
+                gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
                 parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
         with sheet("models", "models", label) as models_sheet:
             parts["models_sheet"] = models_sheet.column
@@ -124,7 +129,8 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
 
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
-    page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
+    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
@@ -157,11 +163,3 @@ def _styles() -> list[Path]:
     """What is about the whole page comes first, what is about narrow windows last; the sections are in between."""
     first, last = STYLES / "page.css", STYLES / "narrow.css"
     return [first, *sorted(set(STYLES.glob("*.css")) - {first, last}), last]
-
-
-def _fold(text: Any) -> str:
-    return f'<a class="fold" href="#q-fold-0" role="button"><span>{text}</span>⇥</a>'
-
-
-def _heading(text: Any) -> str:
-    return f"<h2>{text}</h2>"

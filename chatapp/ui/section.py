@@ -25,9 +25,9 @@ Parts = dict[str, Any]
 #: Gradio's sign of work in progress would lie over texts that are still to be read.
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
-Kept = dict[str, str | None]
-"""What the browser remembers across a reload: {"conversation": id, "base": name}. A handler that has it as an output
-always returns it: Gradio would store a skip as its value."""
+Kept = dict[str, Any]
+"""What the browser remembers across a reload: {"conversation": id, "base": preferences.Asked}. A handler that has it as
+an output always returns it: Gradio would store a skip as its value."""
 
 
 @dataclass(frozen=True)

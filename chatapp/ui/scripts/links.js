@@ -4,10 +4,8 @@ document.addEventListener("click", (event) => {
   if (!link) return;
   event.preventDefault();
   const [, what, message, ...more] = link.getAttribute("href").split("-");
-  const right = document.getElementById("right");
-  if (what === "fold") return right?.classList.toggle("folded");
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
-  if (what === "cite") right?.classList.remove("folded");
+  if (what === "cite") reveal("right");
   if (what === "models") return document.getElementById("models-open")?.click();
   trigger("click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -17,6 +17,7 @@ from pathlib import Path
 from models.formats import gguf_parts
 
 from .checkpoints import DEFAULT_MODEL, EMBEDDER, Found
+from .downloads import unfinished
 from .engine import Engine
 from .library import Library
 from .settings import Settings
@@ -146,7 +147,7 @@ class Storage:
             if not found.origin:
                 yield self._checkpoint("adapter", found, (found.path,))
         yield from self._folders("tier", self._data / "quantized", _tier_name, ours=True)
-        yield from self._folders("download", self._data / "downloads", lambda path: path.name, ours=False)
+        yield from (_item("download", name, (folder,)) for name, folder in unfinished(self._data))
         yield from (_item("base", name, (folder,)) for name, folder in self._library.folders().items())
         conversations = sorted(self._data.glob("conversations.db*"))
         yield from [_item("conversations", "", tuple(conversations))] if conversations else []

@@ -404,7 +404,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "family": "模型系列",
         "family_all": "全部系列",
         "family_other": "其他",
-        "model_more": "更多：对话格式",
+        "model_more": "对话格式",
         "models": "模型",
         "settings": "设置",
         "close": "关闭",

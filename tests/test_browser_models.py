@@ -27,7 +27,7 @@ from models import CheckpointError, LoadedModel
 from tests.configs import CHECKPOINTS
 from tests.fakes import Gate, HashEmbeddings, scripted
 from tests.serving import serving
-from tests.test_browser import App, ask, browser, choose, playwright, reply, wait_until_idle  # noqa: F401 - fixtures
+from tests.test_browser import App, ask, browser, choose, playwright, reply, stop_button  # noqa: F401 - fixtures
 from tests.tiny import BLOOM, CHATGLM2, LLAMA, save_folder
 
 LOCALES = {"en": "en-US", "zh": "zh-CN"}
@@ -45,6 +45,7 @@ class Loader:
         progress(1, 2)
         if self.gate:
             self.gate()
+        progress(2, 2)
         if path.name == "broken":
             raise CheckpointError("model.safetensors is damaged; download it again.")
         return scripted(f"I am {path.name}.", context=4096)
@@ -179,9 +180,13 @@ def test_stop_ends_the_loading_that_a_message_began(running: Running) -> None:
     ask(page, "Who are you?")
     expect(page.locator("#progress")).to_contain_text(running.says("state_loading", name="llama"))
     expect(page.locator("#state progress")).to_be_visible()
+    stop_button(page).click()
+    page.wait_for_timeout(300)  # Stop has arrived; it takes effect with the next weight that is read
     running.loader.gate.open()
+    expect(page.locator("#progress")).to_contain_text(running.says("stopped"))
+    expect(page.locator("#state")).to_contain_text(running.says("state_unloaded", name="llama"))
+    ask(page, "Who are you?")
     expect(reply(page)).to_contain_text("I am llama.")
-    wait_until_idle(page)
 
 
 def cached(folder: Path, name: str, config: dict[str, Any], *files: str) -> None:

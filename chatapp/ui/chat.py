@@ -88,9 +88,10 @@ def layout(label: Label) -> Parts:
 
 def connect(parts: Parts, turns: Turns) -> None:
     turn = only(parts, *TURN)
-    send, act = _ending_quietly(turns.send), _ending_quietly(turns.act)
+    send, act = _taking_along(_ending_quietly(turns.send)), _ending_quietly(turns.act)
     asked = only(parts, "text", "conversation", "base", "editing", "beside")
-    parts["text"].submit(send, asked, turn, concurrency_limit=None, **QUIET)
+    sent = [*turn, *only(parts, "chips", "beside")]
+    parts["text"].submit(send, asked, sent, concurrency_limit=None, **QUIET)
     parts["actions"].click(act, only(parts, "conversation", "base"), turn, concurrency_limit=None, **QUIET)
     # By an event of its own, each of which counts: a click would wait for none while a reply is written anew.
     shown = {"trigger_mode": "multiple", "concurrency_limit": None, **QUIET}
@@ -264,6 +265,20 @@ def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:
         if reply.state in FINAL or time.monotonic() - shown >= REFRESH:
             shown = time.monotonic()
             yield reply
+
+
+def _taking_along(send: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    """What is beside a question goes with it, and is beside the next one no longer: as `send`, chips, and beside. Not
+    an event of its own, which might come before the question has been looked at."""
+
+    @wraps(send)
+    def run(text: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:
+        gone = ("", []) if text.strip() else (gr.skip(), gr.skip())
+        for shown in send(text, *arguments):
+            yield (*shown, *gone)
+            gone = (gr.skip(), gr.skip())
+
+    return run
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

@@ -113,7 +113,7 @@ class _Active:
     done: int
     stop: threading.Event = field(default_factory=threading.Event)
     samples: deque[tuple[float, int]] = field(default_factory=deque)
-    retry: tuple[float, HubError] | None = None
+    retry: tuple[float, HubError] | None = None  #: when, in monotonic time, and why
 
     def arrived(self, count: int) -> None:
         self.done += count
@@ -121,6 +121,12 @@ class _Active:
         self.samples.append((now, max(count, 0)))
         while now - self.samples[0][0] > WINDOW:
             self.samples.popleft()
+
+    @property
+    def waits(self) -> tuple[float, HubError] | None:
+        """Seconds until the next try, and why."""
+        retry = self.retry
+        return None if retry is None else (max(retry[0] - time.monotonic(), 0.0), retry[1])
 
     @property
     def speed(self) -> float:
@@ -263,7 +269,7 @@ class Downloads:
         path = self._path(job) if job.state == "done" and self._is_here(job) else None
         active = self._active
         if active is not None and active.id == job.id and job.state in RUNNING:
-            return Progress(job, min(active.done, job.size), active.speed, active.retry, path)
+            return Progress(job, min(active.done, job.size), active.speed, active.waits, path)
         return Progress(job, job.size if self._is_here(job) else self._arrived(job), path=path)
 
     def _path(self, job: Job) -> Path:

@@ -157,6 +157,10 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "state_loading": "Loading {name} …",
         "state_ready": "{name} is ready at {tier}. Chat format: {format}.",
         "fetching": "Fetching {name} once: {done} of {total} MB",
+        "fetching_model_then": (
+            "Then you can chat without a network. The model that searches documents follows, 91 MB."
+        ),
+        "fetching_embedder_then": "You can chat already; documents can be searched once this is here.",
         "small_model": "The embedded model is small and for trying out: trust the quoted passages more than its words.",
         "waiting": "Waiting: {ahead} before you",
         "looking": "Looking …",
@@ -483,6 +487,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "state_loading": "正在加载 {name} …",
         "state_ready": "{name} 已就绪（{tier}），对话格式：{format}。",
         "fetching": "首次使用，正在获取 {name}：{done} / {total} MB",
+        "fetching_model_then": "完成后即可离线对话，随后获取用于检索文档的模型（91 MB）。",
+        "fetching_embedder_then": "现在就可以对话；获取完成后即可检索文档。",
         "small_model": "内置模型很小，仅供试用，且只擅长英文：请以引用的原文段落为准。",
         "waiting": "排队中：前面还有 {ahead} 个请求",
         "looking": "正在查找 …",

@@ -146,7 +146,7 @@ def _state(found: Progress, language: str) -> str:
     if found.failure is not None:
         return f"⚠ {escape(found.failure.said(language))}"
     if found.retry is not None:
-        again = say(language, "download_again", seconds=max(round(found.retry[0]), 0))
+        again = say(language, "download_again", seconds=round(found.retry[0]))
         return f"⚠ {escape(found.retry[1].said(language))} {again}"
     if job.state == "done":
         return _finished(found, language)

@@ -60,8 +60,7 @@ class Item:
 
     @property
     def number(self) -> int:
-        """A number for links, which JavaScript can hold."""
-        return int(hashlib.sha256(f"{self.kind} {self.place}".encode("utf-8", "replace")).hexdigest()[:12], 16)
+        return number_of(f"{self.kind} {self.place}")
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,11 @@ class Storage:
     def _single(self, kind: str, path: Path, name: str, ours: bool) -> Iterator[Item]:
         if path.exists():
             yield _item(kind, name, (path,), ours)
+
+
+def number_of(text: str) -> int:
+    """A number that stands for a text on the page, and that JavaScript can hold."""
+    return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], 16)
 
 
 def _item(kind: str, name: str, paths: tuple[Path, ...], ours: bool = False) -> Item:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from chatapp.downloads import STATES, Job, Progress
 from chatapp.hardware import GIB, Machine
 from chatapp.hubs import Hub, HubError, RemoteFile, Repository
+from chatapp.jobs import STATES, Job, Progress
 from chatapp.offers import Choice, Offer
 from chatapp.planner import known_checkpoints, plan
 from chatapp.recommend import Recommender

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..checkpoints import FAMILIES
-from ..downloads import Job, Progress
 from ..hubs import RemoteFile
+from ..jobs import RUNNING, Job, Progress
 from ..offers import Choice, Offer
 from ..planner import Plan, explain
 from ..recommend import Recommendation
@@ -176,7 +176,7 @@ def left(seconds: float, language: str) -> str:
 
 def running(found: Sequence[Progress]) -> Job | None:
     """The download that is at work."""
-    return next((each.job for each in found if each.job.state in ("waiting", "downloading", "verifying")), None)
+    return next((each.job for each in found if each.job.state in RUNNING), None)
 
 
 def size(count: int) -> str:

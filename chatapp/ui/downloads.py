@@ -81,7 +81,10 @@ def layout(label: Label) -> Parts:
 
 def left(label: Label) -> Parts:
     """Below the model: the way on where the first model could not be fetched."""
-    return {"again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again")}
+    return {
+        "again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again"),
+        "fetching_timer": gr.Timer(1, active=False),  # ticks while the start is at work
+    }
 
 
 def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
@@ -105,10 +108,11 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     parts["downloads"].click(downloads.load, None, loaded, **QUIET)
     parts["downloads_timer"].tick(downloads.show, None, listed, **QUIET)
     parts["text"].submit(downloads.notice, only(parts, "text"), None, concurrency_limit=None, **QUIET)
-    failing = only(parts, "again")
-    page.load(downloads.failing, None, failing, **QUIET)
-    parts["timer"].tick(downloads.failing, None, failing, **QUIET)
-    parts["again"].click(downloads.again, None, [*failing, parts["timer"]], **QUIET)
+    fetching = only(parts, "again", "fetching_timer")
+    page.load(downloads.fetching, None, fetching, **QUIET)
+    parts["timer"].tick(downloads.fetching, None, fetching, **QUIET)
+    parts["fetching_timer"].tick(downloads.watch, None, [*only(parts, "state"), *fetching], **QUIET)
+    parts["again"].click(downloads.again, None, [*fetching, parts["timer"]], **QUIET)
 
 
 #: What `DownloadsTab.open` fills.
@@ -276,12 +280,16 @@ class DownloadsTab(Section):
         found = self._recommender.recommendations(self._startup.machine(), "zh")
         said = say("zh", "notice_chinese", name=found[0].name) if found else say("zh", "notice_chinese_none")
         link = f' <a href="#q-models-0">{say("zh", "better_model")}</a>' if found else ""
-        gr.Info(said + link, duration=None)
+        gr.Info(said + link, duration=None, title=say("zh", "notice"))
 
-    def failing(self) -> Any:
-        """The button that tries again, where the first model could not be fetched."""
-        return gr.update(visible=bool(self._startup.fetching.failure))
+    def fetching(self) -> tuple[Any, gr.Timer]:
+        """The button that tries again, where something could not be fetched; and the timer, while something is."""
+        return gr.update(visible=bool(self._startup.fetching.failure)), gr.Timer(active=self._startup.at_work)
 
-    def again(self) -> tuple[Any, Any]:
+    def watch(self, request: gr.Request) -> tuple[Any, ...]:
+        """The state of the model, below which the second one is fetched, and the same."""
+        return self._model.state(request), *self.fetching()
+
+    def again(self) -> tuple[Any, ...]:
         self._startup.again()
-        return gr.update(visible=False), gr.Timer(active=True)
+        return gr.update(visible=False), gr.Timer(active=True), gr.Timer(active=True)

@@ -138,9 +138,9 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
     documents.connect(parts, handlers.documents)
+    downloads.connect(page, parts, handlers.downloads)  # before the chat, which empties the input that it reads too
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
-    downloads.connect(page, parts, handlers.downloads)
     storage.connect(parts, handlers.storage, handlers.model)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ..checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
@@ -23,6 +24,9 @@ TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
 SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 PARAGRAPH = re.compile(r"\n\s*\n")
+
+#: What comes after each of the embedded models has been fetched.
+FOLLOWS = {DEFAULT_MODEL: "fetching_model_then", DEFAULT_EMBEDDER: "fetching_embedder_then"}
 
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
@@ -289,28 +293,40 @@ def _notices(reply: Reply, language: str) -> list[str]:
 
 
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
-    """The state of the model under its dropdown."""
+    """The state of the model under its dropdown, below what is being fetched."""
     if fetching.total:
-        megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
-        return _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+        return _fetching(fetching, language) + _hints(_ready(status, language) if status.state == "ready" else [])
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
-        lines = [say(language, "state_ready", **shown)]
-        lines += [escape(status.reason)] if status.reason else []
-        lines += [say(language, "base_model")] if status.base else []
+        lines = _ready(status, language)
         lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines)
+        return _hints(lines)
     if status.state == "unloaded":
-        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
+        return _hints([say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)])
     reason = status.message or fetching.failure
     if not reason:
-        return f'<p class="hint">{say(language, "state_empty")}</p>'
-    ways_on = f"{say(language, 'ways_on')} {_better(language)}"
-    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+        return _hints([say(language, "state_empty")])
+    return _hints([f"⚠ {escape(reason)}", f"{say(language, 'ways_on')} {_better(language)}"])
+
+
+def _ready(status: Status, language: str) -> list[str]:
+    shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
+    lines = [say(language, "state_ready", **shown), escape(status.reason)]
+    return [*lines, say(language, "base_model")] if status.base else lines
+
+
+def _fetching(fetching: Fetching, language: str) -> str:
+    """What is being fetched, how much of it there is, and what comes then."""
+    megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
+    bar = _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+    follows = FOLLOWS.get(fetching.name)
+    return bar + _hints([say(language, follows)] if follows else [])
+
+
+def _hints(lines: Sequence[str]) -> str:
+    return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
 
 
 def _better(language: str) -> str:

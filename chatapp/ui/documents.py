@@ -50,6 +50,7 @@ def layout(label: Label) -> Parts:
         label=label("filter"),
         show_label=False,
         placeholder=label("filter"),
+        interactive=True,
         max_lines=1,
         visible=False,
         elem_id="filter",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
@@ -99,6 +99,10 @@ class Repository:
     licence: str = ""
     licence_link: str = ""
     gated: bool = False
+
+    def only(self, files: tuple[RemoteFile, ...]) -> Repository:
+        """With these files and no others."""
+        return replace(self, files=files)
 
     def url(self, path: str) -> str:
         return self.hub.address + self.hub.interface.file(self.id, self.revision, path)

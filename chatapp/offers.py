@@ -22,7 +22,7 @@ from models.registry import resolve
 
 from .hardware import Machine
 from .hubs import Asking, Hub, HubError, RemoteFile, Repository, describe
-from .planner import Plan, footprint_of
+from .planner import Plan, footprint_of, plan_footprint
 from .recommend import bearable
 from .selection import TERMS, Variant, variants
 
@@ -44,6 +44,7 @@ class Choice:
     variant: Variant
     plan: Plan | None = None
     copy: int = 0
+    tier: str = "auto"  #: that is asked for when it is loaded
 
     @property
     def disk(self) -> int:
@@ -199,9 +200,9 @@ _OFFERS = {"folder": _folder, "gguf": _gguf, "adapter": _adapter, "meta": _meta}
 
 
 def _choice(variant: Variant, needs: Footprint, machine: Machine, keeps: bool = True) -> Choice:
-    plan = bearable(needs, machine)
+    plan, usual = bearable(needs, machine), plan_footprint(needs, machine)
     made = keeps and plan.tier in ("int8", "int4")
-    return Choice(variant, plan, plan.memory.weights if made else 0)
+    return Choice(variant, plan, plan.memory.weights if made else 0, plan.tier if plan.tier != usual.tier else "auto")
 
 
 def _finest(bits: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +26,6 @@ BANDWIDTH = {"cpu": 20e9, "cuda": 300e9}
 SPEEDS = (("fast", 10.0), ("steady", 3.0), ("slow", 0.0))
 SLOW = SPEEDS[-1][0]
 SHOWN = 3
-
-#: Han characters; Japanese has them as well, but never without its kana for long.
-HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-KANA = re.compile(r"[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,10 @@ class Recommender:
     def recommendations(self, machine: Machine, language: str, here: Collection[str] = ()) -> list[Recommendation]:
         """The best few that fit and speak the language: those that answer at a bearable speed first.
 
-        `here` are ids of checkpoints that are on the machine already.
+        `here` are names of checkpoints that are on the machine already, without their owners.
         """
-        fitting = [found for found in self._fitting(machine, language) if found.checkpoint not in here]
+        there = {name.casefold() for name in here}
+        fitting = [found for found in self._fitting(machine, language) if found.name.casefold() not in there]
         return sorted(fitting, key=lambda found: found.speed == SLOW)[:SHOWN]
 
     def _fitting(self, machine: Machine, language: str) -> Iterator[Recommendation]:
@@ -105,10 +101,6 @@ def speed(plan: Plan) -> str:
     kind = str(plan.device).partition(":")[0]
     rate = BANDWIDTH[kind] / plan.memory.weights
     return next(name for name, least in SPEEDS if rate >= least)
-
-
-def is_chinese(text: str) -> bool:
-    return HAN.search(text) is not None and KANA.search(text) is None
 
 
 def first_time(data: Path, notice: str) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from chatapp.texts import CATALOGUE, preferred, say
 
 CODE = Path(__file__).parent.parent / "chatapp"
-SAYING = ("say", "label", "Sentence")  #: functions that are given a key
+SAYING = ("say", "label", "Sentence", "HubError")  #: functions that are given a key
 
 
 def placeholders(text: str) -> set[str]:
@@ -24,6 +25,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield path.name, node
 
 
+@cache
 def literals() -> set[str]:
     """Strings in the code, but for those that something is compared with: they may be keys."""
     found: set[str] = set()

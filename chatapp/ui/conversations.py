@@ -19,7 +19,7 @@ from .section import QUIET, Desk, Kept, Label, Parts, Section, idle, only, warn
 
 #: What changes with the conversation that is open, and what `about` gives.
 CHOSEN = ("messages", "sources", "progress", "conversation", "text", "editing")
-ABOUT = ("about", "title", "exports")
+ABOUT = ("about", "title", "exports", "heading")
 #: What `Conversations.open` fills.
 OPENED = ("messages", "sources", "progress", "conversation", "conversations", *ABOUT)
 
@@ -35,7 +35,6 @@ def layout(label: Label) -> Parts:
         title = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="title")
         exports = gr.HTML(elem_id="exports")
         delete = gr.Button(label("delete"), size="sm", elem_id="delete")
-    import_file = gr.UploadButton(label("import"), file_types=[".json", ".md"], size="sm", elem_id="import")
     return {
         "new_chat": new_chat,
         "search": search,
@@ -45,9 +44,13 @@ def layout(label: Label) -> Parts:
         "title": title,
         "exports": exports,
         "delete": delete,
-        "import": import_file,
         "deleted": gr.State(None),
     }
+
+
+def importer(label: Label) -> Parts:
+    """The button that brings a conversation back from its file."""
+    return {"import": gr.UploadButton(label("import"), file_types=[".json", ".md"], size="sm", elem_id="import")}
 
 
 def connect(parts: Parts, conversations: Conversations) -> None:
@@ -60,7 +63,8 @@ def connect(parts: Parts, conversations: Conversations) -> None:
     # Not `input`: that is about keys, and Chinese comes from an input method, or is pasted.
     found = only(parts, "conversations")
     parts["search"].change(conversations.search, only(parts, "search", "conversation"), found, **QUIET)
-    parts["title"].submit(conversations.rename, only(parts, "title", "conversation"), found, **QUIET)
+    renamed = only(parts, "conversations", "heading")
+    parts["title"].submit(conversations.rename, only(parts, "title", "conversation"), renamed, **QUIET)
     parts["delete"].click(conversations.delete, only(parts, "conversation", "kept"), deleted, **QUIET)
     parts["restore"].click(conversations.restore, only(parts, "deleted", "kept"), deleted, **QUIET)
     parts["import"].upload(conversations.import_file, only(parts, "import", "kept"), listed, **QUIET)
@@ -115,10 +119,12 @@ class Conversations(Section):
         hits = self._chat.store.search(text)
         return gr.update(choices=[render.hit(hit, language) for hit in hits], value=None)
 
-    def rename(self, title: str, conversation: str | None, request: gr.Request) -> Any:
+    def rename(self, title: str, conversation: str | None, request: gr.Request) -> tuple[Any, str]:
+        """The list, and the heading."""
+        store, language = self._chat.store, self.language(request)
         if conversation:
-            self._chat.store.rename(conversation, whole_characters(title))
-        return listed(self._chat.store, conversation, self.language(request))
+            store.rename(conversation, whole_characters(title))
+        return listed(store, conversation, language), about(store, conversation, language)[-1]
 
     def delete(self, conversation: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """As `new_chat`; then what was deleted, and the button that brings it back."""
@@ -141,7 +147,7 @@ class Conversations(Section):
             conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
         except (transfer.TransferError, StoreError, OSError) as error:
             warn(error)
-            return *(gr.skip(),) * 11, kept, gr.skip()
+            return *(gr.skip(),) * 12, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)
         shown = self.choose(conversation, kept, request)
@@ -155,9 +161,11 @@ def listed(store: Store, chosen: str | None, language: str) -> Any:
     return gr.update(choices=choices, value=chosen if chosen in {row.id for row in rows} else None)
 
 
-def about(store: Store, conversation: str | None, language: str) -> tuple[Any, str, str]:
-    """What can be done with a conversation: the section, its title, its files."""
+def about(store: Store, conversation: str | None, language: str) -> tuple[Any, str, str, str]:
+    """What can be done with a conversation: the section, its title, its files; and the heading over its messages."""
     rows = {row.id: row for row in store.conversations()}
     if conversation not in rows:
-        return gr.update(visible=False), "", ""
-    return gr.update(visible=True), rows[conversation].title, render.exports(conversation, language)
+        return gr.update(visible=False), "", "", render.heading(say(language, "new_chat"))
+    title = rows[conversation].title
+    shown = render.heading(title or say(language, "untitled"))
+    return gr.update(visible=True), title, render.exports(conversation, language), shown

@@ -40,7 +40,6 @@ Uploads = list[tuple[str, str]]
 
 def layout(label: Label) -> Parts:
     base = gr.CheckboxGroup([], label=label("base"), info=label("base_info"), elem_id="base")
-    mode = gr.Radio([], label=label("mode"), elem_id="mode")
     files = gr.File(label=label("upload"), show_label=False, file_count="multiple", height=96, elem_id="files")
     files.preprocess = _uploaded
     target = gr.HTML(elem_id="target")
@@ -70,7 +69,6 @@ def layout(label: Label) -> Parts:
         delete = gr.Button(label("base_delete"), size="sm", variant="stop", elem_id="base-delete")
     return {
         "base": base,
-        "mode": mode,
         "files": files,
         "target": target,
         "ingesting": ingesting,

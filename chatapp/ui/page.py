@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, lab, model
+from . import conversations, documents, downloads, lab, model, panes, storage
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -63,8 +63,10 @@ class Page:
         self.documents = documents.Documents(desk)
         self.conversations = conversations.Conversations(desk, self.documents)
         self.model = model.Model(desk)
+        self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.storage = storage.Stored(desk)
         self._desk = desk
 
     def open(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -97,21 +99,34 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
         }
         with gr.Row(elem_id="panes", equal_height=True):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
-                gr.HTML("<h1>Quatrain</h1>", elem_id="brand")
-                parts |= conversations.layout(label) | model.layout(label) | documents.layout(label)
-                parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
+                gr.HTML('<h1 id="left-title">Quatrain</h1>' + panes.fold("left", label("fold_left")), elem_id="brand")
+                parts |= conversations.layout(label)
+                with panes.card("model-card", label("model")):
+                    parts |= model.layout(label) | downloads.left(label)
+                with panes.card("documents-card", label("documents")):
+                    parts |= documents.layout(label)
+                with gr.Row(elem_id="foot"):
+                    parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
+                    parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= centre.layout(label)
+                parts |= panes.top_bar(label) | centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
-                gr.HTML(_fold(label("fold")), elem_id="fold")  # by itself: one text of a component is translated
-                gr.HTML(_heading(label("sources")), elem_classes="heading")
+                gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
+                gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
                 parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
         with sheet("models", "models", label) as models_sheet:
-            pass
+            parts["models_sheet"] = models_sheet.column
+            with gr.Tabs(elem_id="models-tabs"):
+                with gr.Tab(label("download_tab"), id="download"):
+                    parts |= downloads.layout(label)
+                with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
+                    parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             pass
-        _connect(page, Page(desk), parts)
-        models_sheet.connect(parts["models_open"])
+        handlers = Page(desk)
+        _connect(page, handlers, parts)
+        filled = only(parts, *downloads.OPENED)
+        models_sheet.connect(parts["models_open"], handlers.downloads.open, None, filled)
         settings_sheet.connect(parts["settings_open"])
     return page
 
@@ -125,6 +140,8 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     documents.connect(parts, handlers.documents)
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    downloads.connect(page, parts, handlers.downloads)
+    storage.connect(parts, handlers.storage, handlers.model)
 
 
 def _theme() -> gr.themes.Base:
@@ -150,11 +167,3 @@ def _styles() -> list[Path]:
     """What is about the whole page comes first, what is about narrow windows last; the sections are in between."""
     first, last = STYLES / "page.css", STYLES / "narrow.css"
     return [first, *sorted(set(STYLES.glob("*.css")) - {first, last}), last]
-
-
-def _fold(text: Any) -> str:
-    return f'<a class="fold" href="#q-fold-0" role="button"><span>{text}</span>⇥</a>'
-
-
-def _heading(text: Any) -> str:
-    return f"<h2>{text}</h2>"

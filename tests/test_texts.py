@@ -1,6 +1,7 @@
 """The texts of the interface: both languages say the same, and every text is used."""
 
 import ast
+import functools
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield path.name, node
 
 
+@functools.cache
 def literals() -> set[str]:
     """Strings in the code, but for those that something is compared with: they may be keys."""
     found: set[str] = set()

@@ -240,7 +240,7 @@ def test_what_does_not_work_is_found(desk: Desk, tmp_path: Path, monkeypatch: py
         desk.chat.library.create(name)
     assert all(each.good for each in checkup.checks(desk.settings, desk.chat, desk.startup))
 
-    monkeypatch.setattr(desk.startup, "embeddings", lambda: HashEmbeddings(0))
+    monkeypatch.setattr(HashEmbeddings, "embed_query", lambda *_: [0.0, 0.0])
     opening = desk.chat.library.open
 
     def broken(name: str) -> object:

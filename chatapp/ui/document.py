@@ -66,6 +66,9 @@ def _dressing(send: Send, look: Look) -> Send:
         if message["type"] == "http.response.start":
             start = message
             return
+        if message["type"] != "http.response.body":  # of an extension that the server has
+            await send(message)
+            return
         body.extend(message.get("body", b""))
         if message.get("more_body"):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..choices import LONGEST_ROLE, Role
 from ..preferences import Preferences
 from ..texts import Sentence, say
 from .section import QUIET, Label, Parts, Section, complain, only, status
+
+Number = float | None
 
 #: For each number: its text and a sentence on it, the least and the greatest there may be, and its steps.
 NUMBERS: Mapping[str, tuple[str, str, float, float, float]] = {
@@ -117,19 +119,39 @@ class Replies(Section):
         others = {"max_tokens": reply, "seed": say(language, "set_random")}
         return {name: say(language, "set_by_model") for name in NUMBERS} | values | others
 
-    def keep(self, conversation: str | None, *values: float | None) -> tuple[Any, ...]:
+    def keep(
+        self,
+        conversation: str | None,
+        temperature: Number,
+        top_p: Number,
+        top_k: Number,
+        repetition_penalty: Number,
+        max_tokens: Number,
+        seed: Number,
+        request: gr.Request,
+    ) -> tuple[Any, ...]:
         """Lets a conversation reply like this: its id, and what to say."""
-        *numbers, request = values
         language = self.language(request)
+        numbers = (temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
         try:
             id = self._chat.prefer(conversation, **_checked(numbers, language))
         except Sentence as error:
             return gr.skip(), complain(error, language)
         return id, status(say(language, "set_kept_here"))
 
-    def keep_for_new(self, *values: float | None) -> str:
-        *numbers, request = values
+    def keep_for_new(
+        self,
+        temperature: Number,
+        top_p: Number,
+        top_k: Number,
+        repetition_penalty: Number,
+        max_tokens: Number,
+        seed: Number,
+        request: gr.Request,
+    ) -> str:
+        """Lets new conversations reply like this."""
         language = self.language(request)
+        numbers = (temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
         try:
             return self._keep_for_new(_checked(numbers, language), language)
         except Sentence as error:
@@ -190,7 +212,7 @@ class Replies(Section):
         self._chat.choose_for_all(defaults=defaults)
         return status(say(language, "set_kept_new"))
 
-    def _keep_roles(self, make: Any, name: str, language: str) -> tuple[Any, str]:
+    def _keep_roles(self, make: Callable[[], Mapping[str, Role]], name: str, language: str) -> tuple[Any, str]:
         try:
             self._chat.choose_for_all(roles=tuple(make().values()))
         except Sentence as error:
@@ -210,7 +232,7 @@ class Replies(Section):
         return gr.update(choices=choices, value=name)
 
 
-def _checked(numbers: list[float | None], language: str) -> dict[str, float | int | None]:
+def _checked(numbers: Sequence[Number], language: str) -> dict[str, float | int | None]:
     """Preferences by name. Raises Sentence for a number that can't be."""
     found: dict[str, float | int | None] = {}
     for (name, (text, _, least, greatest, _)), value in zip(NUMBERS.items(), numbers, strict=True):

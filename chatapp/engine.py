@@ -188,6 +188,18 @@ class Engine:
         return self._source
 
     @property
+    def recommended(self) -> Mapping[str, Any] | None:
+        """The fields of Sampling that the loaded model's authors recommend."""
+        loaded = self._loaded
+        return None if loaded is None else loaded.chat_format.sampling
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the window that the loaded model has here."""
+        loaded = self._loaded
+        return None if loaded is None else loaded.context
+
+    @property
     def busy(self) -> bool:
         """Whether anything is being served."""
         return bool(self._queue)

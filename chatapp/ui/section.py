@@ -13,10 +13,10 @@ import gradio as gr
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import preferred
+from ..texts import Sentence, preferred
 from .escaping import escape
 
-#: Gives a text of the catalogue, translated in the browser unless the language is fixed.
+#: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
 Label = Callable[[str], Any]
 
 #: A section's components by name.
@@ -92,6 +92,16 @@ def joined(files: Iterable[Path]) -> str:
 
 def hint(html: str) -> str:
     return f'<p class="hint">{html}</p>'
+
+
+def status(sentence: str) -> str:
+    """What was done, for all to see and to hear."""
+    return f'<p class="told" role="status">{sentence}</p>'
+
+
+def complain(error: Sentence, language: str) -> str:
+    """Why something was not done, in its place."""
+    return f'<p class="told bad" role="alert">{escape(error.said(language))}</p>'
 
 
 def warn(error: Exception) -> None:

@@ -49,6 +49,7 @@ def layout(label: Label) -> Parts:
         label=label("filter"),
         show_label=False,
         placeholder=label("filter"),
+        interactive=True,
         max_lines=1,
         visible=False,
         elem_id="filter",
@@ -63,7 +64,7 @@ def layout(label: Label) -> Parts:
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
         )
     with gr.Accordion(label("base_manage"), open=False, visible=False, elem_id="base-section") as manage:
-        rename = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="base-name")
+        rename = gr.Textbox(label=label("base_name"), info=label("title_info"), max_lines=1, elem_id="base-name")
         doomed = gr.Textbox(label=label("base_delete"), max_lines=1, elem_id="base-doomed")
         delete = gr.Button(label("base_delete"), size="sm", variant="stop", elem_id="base-delete")
     return {
@@ -111,8 +112,6 @@ def connect(parts: Parts, documents: Documents) -> None:
     attached = [*everything, parts["beside"]]
     parts["attach"].upload(documents.attach, [parts["attach"], *seen], attached, **QUIET)
     parts["chips"].click(documents.detach, seen, only(parts, "chips", "beside"), **QUIET)
-    sent = only(parts, "text", "beside")
-    parts["text"].submit(documents.sent, sent, only(parts, "chips", "beside"), queue=False, **QUIET)
 
 
 class Documents(Section):
@@ -227,10 +226,6 @@ class Documents(Section):
         """A file is beside the question no longer; it stays in its knowledge base: chips, those that are left."""
         left = [each for at, each in enumerate(beside) if at != int(event.at)]
         return self._chips(left, self.language(request)), left
-
-    def sent(self, text: str, beside: list[Beside]) -> tuple[Any, Any]:
-        """The question is on its way, and the files beside it with it: chips, none."""
-        return ("", []) if text.strip() else (gr.skip(), beside)
 
     def _taken(
         self, files: Uploads | None, base: list[str], language: str, hurry: bool

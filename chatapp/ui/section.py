@@ -13,10 +13,10 @@ import gradio as gr
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import preferred
+from ..texts import Sentence, preferred
 from .escaping import escape
 
-#: Gives a text of the catalogue, translated in the browser unless the language is fixed.
+#: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
 Label = Callable[[str], Any]
 
 #: A section's components by name.
@@ -43,9 +43,13 @@ class Desk:
     cancels: dict[str, threading.Event] = field(default_factory=dict)
 
     def language(self, request: gr.Request) -> str:
-        if self.settings.lang != "auto":
-            return self.settings.lang
-        return preferred(request.headers.get("accept-language", ""))
+        return self.fixed_language or preferred(request.headers.get("accept-language", ""))
+
+    @property
+    def fixed_language(self) -> str | None:
+        """What was chosen on the page, else on the command line; None: the browser's."""
+        chosen = (self.chat.chosen.now.language, self.settings.lang)
+        return next((language for language in chosen if language != "auto"), None)
 
     def begin(self, request: gr.Request) -> threading.Event:
         """What stops the session's reply from now on."""
@@ -88,6 +92,16 @@ def joined(files: Iterable[Path]) -> str:
 
 def hint(html: str) -> str:
     return f'<p class="hint">{html}</p>'
+
+
+def status(sentence: str) -> str:
+    """What was done, for all to see and to hear."""
+    return f'<p class="told" role="status">{sentence}</p>'
+
+
+def complain(error: Sentence, language: str) -> str:
+    """Why something was not done, in its place."""
+    return f'<p class="told bad" role="alert">{escape(error.said(language))}</p>'
 
 
 def warn(error: Exception) -> None:

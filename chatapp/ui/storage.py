@@ -45,10 +45,8 @@ def layout(label: Label) -> Parts:
     pressed = PRESSED.read_text(encoding="utf-8")
     total = gr.HTML(elem_id="storage-total")
     with gr.Row(elem_id="folder-row"):
-        folder = gr.Textbox(
-            label=label("folder_look"), info=label("folder_add_info"), max_lines=1, scale=4, elem_id="folder"
-        )
-        add = gr.Button(label("folder_add_button"), size="sm", min_width=88, scale=0, elem_id="folder-add")
+        folder = gr.Textbox(label=label("look_in"), info=label("look_in_info"), max_lines=1, scale=4, elem_id="folder")
+        add = gr.Button(label("look_in_add"), size="sm", min_width=88, scale=0, elem_id="folder-add")
     note = gr.HTML(elem_id="storage-note")
     folders = gr.HTML(js_on_load=pressed, elem_id="storage-folders")
     items = gr.HTML(js_on_load=pressed, elem_id="storage-items")

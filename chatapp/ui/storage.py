@@ -77,7 +77,7 @@ class Stored(Section):
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED, as it is now."""
-        return self._opened(self.language(request))
+        return self._opened(self.language(request), box=gr.skip())  # somebody may have begun to type
 
     def add(self, path: str, request: gr.Request) -> tuple[Any, ...]:
         """Looks for checkpoints in another folder from now on: OPENED."""
@@ -109,7 +109,7 @@ class Stored(Section):
         self._shelf.remove(folder)
         return folder
 
-    def _opened(self, language: str, note: str = "") -> tuple[Any, ...]:
+    def _opened(self, language: str, note: str = "", box: Any = "") -> tuple[Any, ...]:
         report = self._storage.report()
         total = say(
             language,
@@ -119,7 +119,7 @@ class Stored(Section):
             total=size(report.total),
             free=size(report.free),
         )
-        return hint(total), self._folders(language), "".join(self._groups(report, language)), "", note
+        return hint(total), self._folders(language), "".join(self._groups(report, language)), box, note
 
     def _folders(self, language: str) -> str:
         rows = "".join(_folder(folder, language) for folder in self._shelf.added)

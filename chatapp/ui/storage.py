@@ -64,6 +64,7 @@ def connect(parts: Parts, stored: Stored, model: Model) -> None:
     shown, choices = only(parts, *OPENED), only(parts, "family", "model")
     for event in (parts["folder"].submit, parts["folder_add"].click):
         event(stored.add, only(parts, "folder"), shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
+    parts["models_open"].click(lambda: "", None, parts["storage_note"], queue=False, **QUIET)
     parts["storage_tab"].select(stored.open, None, shown, **QUIET)
     for name in ("storage_folders", "storage_items"):
         parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
@@ -77,7 +78,8 @@ class Stored(Section):
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED, as it is now."""
-        return self._opened(self.language(request), box=gr.skip())  # somebody may have begun to type
+        *shown, _, _ = self._opened(self.language(request))
+        return *shown, gr.skip(), gr.skip()  # sizes take a moment: somebody may have added a folder meanwhile
 
     def add(self, path: str, request: gr.Request) -> tuple[Any, ...]:
         """Looks for checkpoints in another folder from now on: OPENED."""
@@ -109,7 +111,7 @@ class Stored(Section):
         self._shelf.remove(folder)
         return folder
 
-    def _opened(self, language: str, note: str = "", box: Any = "") -> tuple[Any, ...]:
+    def _opened(self, language: str, note: str = "") -> tuple[Any, ...]:
         report = self._storage.report()
         total = say(
             language,
@@ -119,7 +121,7 @@ class Stored(Section):
             total=size(report.total),
             free=size(report.free),
         )
-        return hint(total), self._folders(language), "".join(self._groups(report, language)), box, note
+        return hint(total), self._folders(language), "".join(self._groups(report, language)), "", note
 
     def _folders(self, language: str) -> str:
         rows = "".join(_folder(folder, language) for folder in self._shelf.added)

@@ -66,7 +66,9 @@ LISTEN = """() => {
     .observe({ type: "longtask" });
 }"""
 
-PARAGRAPH = "Light is scattered by the molecules of the air, and blue light more than red light, since its waves are shorter. "
+PARAGRAPH = (
+    "Light is scattered by the molecules of the air, and blue light more than red light, since its waves are shorter. "
+)
 REPLIES = (
     f"{PARAGRAPH * 3}\n\n- one reason\n- another reason\n\n{PARAGRAPH}",
     f"{PARAGRAPH}\n\n```python\ndef scattering(wavelength):\n    return 1 / wavelength**4\n```\n\n{PARAGRAPH}",
@@ -124,8 +126,6 @@ def _keys_while_streaming(page: Any) -> list[float]:
     for _ in range(KEYS):
         page.keyboard.press("a")
         page.wait_for_timeout(50)
-    streaming = page.locator("#text .stop-button").count()
-    print("still streaming", streaming, page.evaluate("[tasks.length, Math.max(0,...tasks)]"))
     page.evaluate("document.querySelector('#text .stop-button')?.click()")
     return page.evaluate("keys")
 

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model, panes
+from . import conversations, documents, downloads, lab, model, panes, welcome
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -66,6 +66,7 @@ class Page:
         self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.welcome = welcome.Welcome(desk)
         self._desk = desk
 
     def open(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -76,6 +77,7 @@ class Page:
             *self.documents.open(kept.get("base"), request),
             *self.model.open(request),
             *self.lab.preferred(conversation, request),
+            *self.welcome.open(kept.get("base"), request),
         )
 
 
@@ -85,6 +87,7 @@ OPENED = (
     *("base", *documents.WATCHED, *documents.MANAGED),
     *model.OPENED,
     *("mode", *lab.LAB),
+    *("welcome", "keys"),
 )
 
 
@@ -108,7 +111,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                     parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
                     parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= panes.top_bar(label) | centre.layout(label)
+                parts |= panes.top_bar(label) | welcome.layout() | centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
                 gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
                 gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
@@ -137,6 +140,7 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     documents.connect(parts, handlers.documents)
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    welcome.connect(parts, handlers.welcome)
     downloads.connect(page, parts, handlers.downloads)
 
 

@@ -291,21 +291,25 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
-        lines = [say(language, "state_ready", **shown)]
-        lines += [escape(status.reason)] if status.reason else []
-        lines += [say(language, "base_model")] if status.base else []
-        lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
+        shown = {"name": escape(status.writer), "tier": status.tier.upper()}
+        more = [say(language, "state_format", format=escape(status.chat_format)), escape(status.reason)]
+        more += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
+        lines = [say(language, "base_model")] if status.base else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines)
+        summary = f"<summary>{say(language, 'state_ready', **shown)}</summary>"
+        return f"<details>{summary}{_hints(more)}</details>{_hints(lines)}"
     if status.state == "unloaded":
         lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
+        return _hints(lines)
     reason = status.message or fetching.failure
     if not reason:
         return f'<p class="hint">{say(language, "state_empty")}</p>'
     ways_on = f"{say(language, 'ways_on')} {_better(language)}"
     return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+
+
+def _hints(lines: Sequence[str]) -> str:
+    return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
 
 
 def _better(language: str) -> str:

@@ -7,5 +7,7 @@ document.addEventListener("click", (event) => {
   if (what === "zoom") return zoom(link.closest(".evidence"), Number(message));
   if (what === "cite") reveal("right");
   if (what === "models") return document.getElementById("models-open")?.click();
+  if (what === "upload") return document.querySelector("#attach input, #attach")?.click();
+  if (what === "example") return send(link.textContent);
   trigger("click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -78,6 +78,7 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     os.environ.update(THREADING | os.environ)
     import uvicorn
 
+    from chatapp.choices import NAME, Chosen, Policy
     from chatapp.engine import Engine, Warm
     from chatapp.library import Library
     from chatapp.server import address, build, listen
@@ -89,12 +90,14 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     port = listener.getsockname()[1]
     if port != settings.port:
         print(f"Port {settings.port} is busy; using {port}.")
-    engine = Engine(warm=Warm(settings.data / "warm", settings.warm_bytes), reading=settings.reading)
+    chosen = Chosen(settings.data / NAME, Policy(settings.summarise, reading=settings.reading))
+    warm, policy = Warm(settings.data / "warm", settings.warm_bytes), chosen.policy
+    engine = Engine(warm=warm, reading=policy.reading, window=policy.window)
     if store.gone:
         engine.forget()
     startup = Startup(settings, engine)
     library = Library(settings.data / "kb", startup.embeddings)
-    chat = Chat(engine, library, store, settings.summarise)
+    chat = Chat(engine, library, store, chosen)
     app = build(chat, mount(settings, chat, startup))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # In a thread: a handler deep in a document or a prompt can't hold up the end of the program then.

@@ -36,7 +36,7 @@ Body = ConfigDict(extra="forbid")
 class NewConversation(BaseModel):
     model_config = Body
     title: Text = ""
-    preferences: Preferences = Preferences()
+    preferences: Preferences | None = None  #: by default what was chosen for new conversations
 
 
 class Changes(BaseModel):
@@ -102,7 +102,7 @@ def _add_list(routes: APIRouter, chat: Chat) -> None:
 
     @routes.post("", status_code=201)
     def create(body: NewConversation) -> dict[str, Any]:
-        return _head(chat.store.insert(body.title, body.preferences, Tree()))
+        return _head(chat.store.insert(body.title, body.preferences or chat.preferences(None), Tree()))
 
     @routes.post("/import", status_code=201)
     async def import_(request: Request) -> dict[str, Any]:

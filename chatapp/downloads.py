@@ -36,6 +36,7 @@ WINDOW = 8.0
 #: Free on the disk beyond what a download takes, in bytes.
 SPARE = 2**30
 FORMAT = 1
+PARTS = ".downloads"  #: in the folder of the checkpoints, which looks into no hidden one
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Downloads:
         self.tokens = Tokens(data / "tokens.json")
         self.addresses = Texts(data / "hubs.json")  #: by kind of hub, where the user gave another one; "last" is a kind
         self._folder = data / "downloads"
-        self._parts = self.checkpoints / ".downloads"
+        self._parts = self.checkpoints / PARTS
         self._client = client
         self._hurry = hurry  #: waits between tries are divided by it
         self._changed = threading.Condition()
@@ -408,6 +409,16 @@ class Downloads:
             except OSError:  # a full disk takes no word of it either; the next start finds it running, and goes on
                 self._jobs[id] = job
                 self._changed.notify_all()
+
+
+def unfinished(data: Path) -> Iterator[tuple[str, Path]]:
+    """What has come of downloads that are not finished: what each will be called, and the folder."""
+    for folder in sorted((data / "checkpoints" / PARTS).glob("[!.]*")):
+        try:
+            name = str(json.loads((data / "downloads" / f"{folder.name}.json").read_text(encoding="utf-8"))["target"])
+        except (OSError, ValueError, KeyError, TypeError):
+            name = folder.name
+        yield name, folder
 
 
 def room(folder: Path) -> int:

@@ -146,7 +146,8 @@ class Warm:
 class Engine:
     """Requests are served one at a time, in the order they came.
 
-    `reading`: seconds that the reading of passages may take once the model's speed is known; 0: any time.
+    `reading`: seconds that the reading of passages may take once the model's speed is known; 0: any time. `window`:
+    tokens that a turn may take of the model's own window. Both may be changed at any time, for the next turn.
     """
 
     def __init__(
@@ -155,11 +156,13 @@ class Engine:
         free_memory: Callable[[], int] = free_memory,
         warm: Warm | None = None,
         reading: float = 0.0,
+        window: int | None = None,
     ) -> None:
         self._loader = loader
         self._free_memory = free_memory
         self._warm = warm
-        self._reading = reading
+        self.reading = reading
+        self.window = window
         self._speed: float | None = None  #: of the loaded model's reading, tokens a second, as it was measured last
         self._blocks: Blocks | None = None
         self._loaded: LoadedModel | None = None
@@ -373,10 +376,13 @@ class Engine:
             yield from self._wait(ticket, cancel)
             _raise_if(cancel)
             yield from self._woken(cancel)
-            loaded = self.loaded
+            loaded = self._narrowed(self.loaded)
             with _explained():
                 events = self._attempts(loaded, make_plan, options, cancel)
                 yield from _as_shown(events, loaded.chat_format.shown)
+
+    def _narrowed(self, loaded: LoadedModel) -> LoadedModel:
+        return loaded.within(min(self.window, loaded.context)) if self.window else loaded
 
     def _attempts(
         self,
@@ -424,9 +430,9 @@ class Engine:
         """
         effort = Effort()
         plan = make(effort)
-        if not self._reading or self._speed is None or plan.prompt.begun:
+        if not self.reading or self._speed is None or plan.prompt.begun:
             return plan, effort
-        most = self._reading * self._speed
+        most = self.reading * self._speed
         while (unread := self._unread(plan)) > most and len(plan.passages) > 1:
             less = replace(effort, timely=_timely(plan, unread - most))
             shorter = make(less)

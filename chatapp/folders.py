@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+
+from .atomic import write_whole
 
 NAME = "folders.json"
 
@@ -38,14 +38,5 @@ class Folders:
             self._write(each for each in self.all() if each != folder)
 
     def _write(self, folders: Iterable[Path]) -> None:
-        """The file is replaced whole: a kill leaves the old one or the new one."""
         text = json.dumps({"folders": [str(folder) for folder in folders]}, ensure_ascii=False, indent=2)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        handle, written = tempfile.mkstemp(prefix=f".{NAME}-", dir=self._file.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(written, self._file)
-        except OSError:
-            Path(written).unlink(missing_ok=True)
-            raise
+        write_whole(self._file, text)

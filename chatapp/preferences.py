@@ -48,13 +48,15 @@ class SamplingChoice(BaseModel):
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1000)
+    repetition_penalty: float | None = Field(None, ge=0.5, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
 
     def options(self) -> dict[str, Any]:
         """The fields of models.Sampling that were chosen."""
         # Dividing by next to nothing gives infinities; what is meant is the likeliest token.
         temperature = 0.0 if self.temperature is not None and self.temperature < 0.01 else self.temperature
-        chosen = {"temperature": temperature, "top_p": self.top_p, "seed": self.seed}
+        chosen = {name: getattr(self, name) for name in SamplingChoice.model_fields} | {"temperature": temperature}
         return {name: value for name, value in chosen.items() if value is not None}
 
 

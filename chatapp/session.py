@@ -15,13 +15,14 @@ from models import End, Read, Token
 
 from .answering import Found, Opening, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
+from .choices import Chosen
 from .citing import Citing, Evidence
-from .conversation import REPLY, Plan, QuestionTooLong, Turn
+from .conversation import Plan, QuestionTooLong, Turn
 from .digest import DigestError, Part
 from .engine import Cancelled, Engine, EngineError, Loading, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
-from .preferences import Asked, Retrieving, asking, names_of
+from .preferences import Asked, Preferences, Retrieving, asking, names_of
 from .rewriting import Rewriting
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
@@ -143,7 +144,26 @@ class Chat:
     engine: Engine
     library: Library
     store: Store
-    summarise: bool = False  #: whether a summary stands for the oldest exchanges where they have no room
+    chosen: Chosen = field(default_factory=Chosen)  #: what goes for all conversations
+
+    def begin(self) -> str:
+        """A new conversation, with the preferences that were chosen for new ones; its id."""
+        return self.store.create(self.chosen.now.defaults).id
+
+    def preferences(self, conversation: str | None) -> Preferences:
+        """A conversation's, or what a new one would begin with."""
+        return self.store.conversation(conversation).preferences if conversation else self.chosen.now.defaults
+
+    def prefer(self, conversation: str | None, **changes: Any) -> str:
+        """Changes preferences of a conversation, or of a new one; its id."""
+        id = conversation or self.begin()
+        self.store.prefer(id, self.store.conversation(id).preferences.model_copy(update=changes))
+        return id
+
+    def choose_for_all(self, **changes: Any) -> None:
+        """Changes what goes for all conversations, from the next turn on. Raises as Chosen.change does."""
+        self.chosen.change(**changes)
+        self.engine.reading, self.engine.window = self.chosen.policy.reading, self.chosen.policy.window
 
     def send(
         self, conversation: str, text: str, base: Asked, cancel: threading.Event, beside: Sequence[Beside] = ()
@@ -248,14 +268,14 @@ class Chat:
     def _question(self, conversation: str, path: Sequence[StoredMessage], base: Asked) -> Question:
         """What is to be answered, at the end of the path; its last message is the reply, which may have begun."""
         *earlier, asked, begun = path
-        wanted = self.store.conversation(conversation).preferences
+        wanted, policy = self.store.conversation(conversation).preferences, self.chosen.policy
         whole = _told_of(asked)
         beside = () if whole.whole else tuple(whole.documents)
         if whole.whole:
             if begun.content:
                 raise DigestError("A summary of a document can't go on where it ended; regenerate it.")
             opened = self.library.ask(whole.base)
-            reply = wanted.max_tokens or REPLY
+            reply = wanted.max_tokens or policy.reply
             document = whole.documents[0]
             options = wanted.options()
             return Question(asked.content, (), opened, None, options, reply, document=document, beside=(document,))
@@ -265,8 +285,8 @@ class Chat:
             self.library.ask(base),
             wanted.system,
             wanted.options(),
-            wanted.max_tokens or REPLY,
-            summarise=self.summarise,
+            wanted.max_tokens or policy.reply,
+            summarise=policy.summarise,
             summary=_summary(earlier),
             mode="documents" if beside and wanted.mode == "chat" else wanted.mode or "documents",
             followups=wanted.followups or "rule",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from chatapp import summary
+from chatapp.choices import Chosen, Policy
 from chatapp.library import Library
 from chatapp.session import Chat, Reply
 from chatapp.store import Store, StoredMessage
@@ -20,6 +21,7 @@ from chatapp.ui import render
 from models import LoadedModel
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 
+SUMMARISING = Chosen(start=Policy(summarise=True))
 TOLD = "They spoke of pears."
 
 
@@ -35,7 +37,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture
 def chat(tmp_path: Path, loaded: LoadedModel) -> Chat:
     library, store = Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db")
-    return Chat(ready_engine(loaded), library, store, summarise=True)
+    return Chat(ready_engine(loaded), library, store, chosen=SUMMARISING)
 
 
 def fill(chat: Chat, exchanges: int, size: int = 60) -> str:
@@ -67,7 +69,7 @@ def check(reply: Reply, summarised: bool) -> None:
 
 
 def test_nothing_is_summed_up_unless_asked_for(chat: Chat, loaded: LoadedModel) -> None:
-    (*_, reply) = ask(replace(chat, summarise=False), fill(chat, 20))
+    (*_, reply) = ask(replace(chat, chosen=Chosen()), fill(chat, 20))
     check(reply, summarised=False)
     assert asked(loaded) == []
 
@@ -129,7 +131,7 @@ def failing(error: Exception) -> Callable[[str], str]:
 )
 def test_a_summary_that_fails_does_not_cost_the_reply(tmp_path: Path, error: Exception) -> None:
     engine = ready_engine(scripted(failing(error), context=800))
-    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"), summarise=True)
+    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"), chosen=SUMMARISING)
     (*_, reply) = ask(chat, fill(chat, 6))
     check(reply, summarised=False)
 
@@ -149,7 +151,7 @@ def test_values_that_are_no_numbers_do_not_cost_the_reply(chat: Chat, loaded: Lo
 @pytest.mark.parametrize("told", ["", "   "])
 def test_an_empty_summary_is_none(tmp_path: Path, told: str) -> None:
     engine = ready_engine(scripted(lambda prompt: told if "Summarise this" in prompt else "Yes.", context=800))
-    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"), summarise=True)
+    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"), chosen=SUMMARISING)
     (*_, reply) = ask(chat, fill(chat, 6))
     check(reply, summarised=False)
 

@@ -3,6 +3,7 @@
 import ast
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield path.name, node
 
 
+@cache
 def literals() -> set[str]:
     """Strings in the code, but for those that something is compared with: they may be keys."""
     found: set[str] = set()

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model, panes, welcome
+from . import conversations, documents, downloads, lab, model, panes, storage, welcome
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -67,6 +67,7 @@ class Page:
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
         self.welcome = welcome.Welcome(desk)
+        self.storage = storage.Stored(desk)
         self._desk = desk
 
     def open(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -121,6 +122,8 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
             with gr.Tabs(elem_id="models-tabs"):
                 with gr.Tab(label("download_tab"), id="download"):
                     parts |= downloads.layout(label)
+                with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
+                    parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             pass
         handlers = Page(desk)
@@ -142,6 +145,7 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     lab.connect(parts, handlers.lab)
     welcome.connect(parts, handlers.welcome)
     downloads.connect(page, parts, handlers.downloads)
+    storage.connect(parts, handlers.storage, handlers.model)
 
 
 def _theme() -> gr.themes.Base:

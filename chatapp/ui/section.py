@@ -40,9 +40,13 @@ class Desk:
     cancels: dict[str, threading.Event] = field(default_factory=dict)
 
     def language(self, request: gr.Request) -> str:
-        if self.settings.lang != "auto":
-            return self.settings.lang
-        return preferred(request.headers.get("accept-language", ""))
+        return self.fixed_language or preferred(request.headers.get("accept-language", ""))
+
+    @property
+    def fixed_language(self) -> str | None:
+        """What was chosen on the page, else on the command line; None: the browser's."""
+        chosen = (self.chat.chosen.now.language, self.settings.lang)
+        return next((language for language in chosen if language != "auto"), None)
 
     def begin(self, request: gr.Request) -> threading.Event:
         """What stops the session's reply from now on."""

@@ -155,7 +155,7 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         body_background_fill="*background_fill_primary",
-        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_background_fill="transparent",
         block_border_width="0px",

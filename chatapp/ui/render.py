@@ -238,7 +238,7 @@ def _card(number: int, source: Mapping[str, Any], language: str, message: int | 
     base = f"<em>{escape(source['base'])}</em>" if source.get("base") else ""
     where = _linked(number, source, language, message)
     title = f'<span class="number">{number}</span><span>{where}{base}</span><small>{score}</small>'
-    return f'<article class="card" tabindex="0"><header>{title}</header><p>{flowing(source["text"])}</p></article>'
+    return f'<article class="card"><header>{title}</header><p tabindex="0">{flowing(source["text"])}</p></article>'
 
 
 def progress_line(reply: Reply, language: str) -> str:

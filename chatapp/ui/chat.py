@@ -51,7 +51,7 @@ def layout(label: Label) -> Parts:
     messages = gr.Chatbot(
         label=label("chat"),
         show_label=False,
-        placeholder=str(label("empty")),
+        placeholder="",
         buttons=["copy"],
         layout="bubble",
         latex_delimiters=LATEX,

@@ -242,7 +242,7 @@ def _card(number: int, source: Mapping[str, Any], language: str, message: int | 
     base = f"<em>{escape(source['base'])}</em>" if source.get("base") else ""
     where = _linked(number, source, language, message)
     title = f'<span class="number">{number}</span><span>{where}{base}</span><small>{score}</small>'
-    return f'<article class="card" tabindex="0"><header>{title}</header><p>{flowing(source["text"])}</p></article>'
+    return f'<article class="card"><header>{title}</header><p tabindex="0">{flowing(source["text"])}</p></article>'
 
 
 def progress_line(reply: Reply, language: str) -> str:
@@ -299,10 +299,11 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        lines = _ready(status, language)
-        lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
+        summary, more = _ready(status, language)
+        more += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
+        lines = [say(language, "base_model")] if status.base else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
-        return _hints(lines)
+        return f"<details><summary>{summary}</summary>{_hints(more)}</details>{_hints(lines)}"
     if status.state == "unloaded":
         return _hints([say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)])
     reason = status.message or fetching.failure
@@ -311,10 +312,11 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
     return _hints([f"⚠ {escape(reason)}", f"{say(language, 'ways_on')} {_better(language)}"])
 
 
-def _ready(status: Status, language: str) -> list[str]:
-    shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
-    lines = [say(language, "state_ready", **shown), escape(status.reason)]
-    return [*lines, say(language, "base_model")] if status.base else lines
+def _ready(status: Status, language: str) -> tuple[str, list[str]]:
+    """What is loaded, and more about it."""
+    shown = {"name": escape(status.writer), "tier": status.tier.upper()}
+    more = [say(language, "state_format", format=escape(status.chat_format)), escape(status.reason)]
+    return say(language, "state_ready", **shown), more
 
 
 def _fetching(fetching: Fetching, language: str) -> str:

@@ -146,7 +146,7 @@ class Turns(Section):
             else:
                 yield from self._act(event.do, event.message, conversation, asking(base), request)
         except TreeError as error:  # the page showed what another window has changed
-            warn(error)
+            warn(error, self.language(request))
             yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
 
     def _act(
@@ -190,7 +190,7 @@ class Turns(Section):
             id = next((file.id for file in files if number_of(file) == number), "")
             file = still_there(files, id)
         except (LibraryError, FetchError, KnowledgeBaseError, DigestError) as error:
-            warn(error)
+            warn(error, self.language(request))
             yield NOTHING
             return
         text = say(language, "summarise_asked", name=file.name)

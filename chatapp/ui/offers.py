@@ -8,7 +8,7 @@ from ..checkpoints import FAMILIES
 from ..downloads import Job, Progress
 from ..hubs import RemoteFile
 from ..offers import Choice, Offer
-from ..planner import Plan
+from ..planner import Plan, explain
 from ..recommend import Recommendation
 from ..texts import say
 from .escaping import escape
@@ -28,7 +28,7 @@ DOING = {
 
 def sentence(plan: Plan, language: str) -> str:
     """The planner's words on a plan."""
-    return plan.reason
+    return explain(plan, language)
 
 
 def recommended(found: Sequence[Recommendation], language: str) -> str:

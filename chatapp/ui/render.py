@@ -10,6 +10,7 @@ from typing import Any
 from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
+from ..sentences import localised
 from ..session import Reply
 from ..startup import Fetching
 from ..store import Hit, StoredMessage
@@ -153,11 +154,11 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
         text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    return assistant(_with_failure(text, message.failure), message.sources, language, beside, number)
+    return assistant(_with_failure(text, message.failure, language), message.sources, language, beside, number)
 
 
-def _with_failure(text: str, failure: str) -> str:
-    return f"{_closed(text)}\n\n⚠ {escape(failure)}".strip() if failure else text
+def _with_failure(text: str, failure: str, language: str) -> str:
+    return f"{_closed(text)}\n\n⚠ {escape(localised(failure, language))}".strip() if failure else text
 
 
 def reply_message(reply: Reply, language: str) -> dict[str, str]:
@@ -166,7 +167,7 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
     text = text or ("" if reply.state in ("done", "stopped", "failed") else "…")
     if reply.nothing_found and not reply.text:
         text = say(language, "nothing_found")
-    text = _with_failure(text, reply.failure)
+    text = _with_failure(text, reply.failure, language)
     finished = reply.state in ("done", "stopped", "failed")
     shown = reply.sources if finished else ()
     return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence, reply.number)}
@@ -280,7 +281,7 @@ def _notices(reply: Reply, language: str) -> list[str]:
     if reply.plan is None:
         return []
     short = [say(language, "budget_memory")] if reply.plan.ledger.short_of_memory else []
-    return [*short, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else short
+    return [*short, escape(localised(reply.plan.prompt.notice, language))] if reply.plan.prompt.notice else short
 
 
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
@@ -293,19 +294,19 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
     if status.state == "ready":
         shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
         lines = [say(language, "state_ready", **shown)]
-        lines += [escape(status.reason)] if status.reason else []
+        lines += [escape(localised(status.reason, language))] if status.reason else []
         lines += [say(language, "base_model")] if status.base else []
         lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
-        lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
+        lines += [f"⚠ {escape(localised(warning, language))}" for warning in (*notes, fetching.failure) if warning]
         return "".join(f'<p class="hint">{line}</p>' for line in lines)
     if status.state == "unloaded":
-        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
+        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(localised(status.reason, language))]
         return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
     reason = status.message or fetching.failure
     if not reason:
         return f'<p class="hint">{say(language, "state_empty")}</p>'
     ways_on = f"{say(language, 'ways_on')} {_better(language)}"
-    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+    return f'<p class="hint">⚠ {escape(localised(reason, language))}</p><p class="hint">{ways_on}</p>'
 
 
 def _better(language: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import gradio as gr
 
+from ..hubs import HubError
+from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
@@ -87,9 +89,14 @@ def hint(html: str) -> str:
     return f'<p class="hint">{html}</p>'
 
 
-def warn(error: Exception) -> None:
+def told(error: Exception, language: str) -> str:
+    """An error's sentence in the language of the page, harmless as HTML."""
+    return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
+
+
+def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
-    gr.Warning(escape(str(error)), duration=None)
+    gr.Warning(told(error, language), duration=None)
 
 
 def busy() -> Any:

@@ -1033,17 +1033,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class Sentence(ValueError):
-    """What went wrong, as a text of the catalogue; as a string it is English."""
-
-    def __init__(self, key: str, **values: object) -> None:
-        super().__init__(say("en", key, **values))
-        self._key, self._values = key, values
-
-    def said(self, language: str) -> str:
-        return say(language, self._key, **self._values)
-
-
 def say(language: str, key: str, **values: object) -> str:
     """One text with its values filled in."""
     return CATALOGUE[language][key].format(**values)

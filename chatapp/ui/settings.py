@@ -8,7 +8,8 @@ import gradio as gr
 
 from ..choices import SMALLEST_WINDOW
 from ..preferences import MOST_PASSAGES, Retrieving
-from ..texts import Sentence, say
+from ..sentences import Sentence
+from ..texts import say
 from . import about, replies
 from .lab import ORDERS
 from .section import QUIET, Desk, Label, Parts, Section, complain, only, status

@@ -140,20 +140,31 @@ def fit_score(cases: Sequence[Case]) -> None:
 
 def fit_relevance(cases: Sequence[Case]) -> None:
     judged = [case for case in cases if case.source != FREE_FORM]
-    rows = np.array([_features(case) for case in judged])
     answer = np.array([not case.absent for case in judged])
+    language = np.array(["zh" if is_chinese(case.question) else "other" for case in judged])
     for measured, groups, folds in (
         ("each source left out in turn", [case.source for case in judged], None),
         (f"{FOLDS} folds by article", [case.article for case in judged], FOLDS),
     ):
         print(f"relevance, {measured}:")
-        _tell_relevance(judged, held_out(rows, answer, np.array(groups), folds))
-    weights = _logistic(rows, answer).round(3)
-    chinese = np.array([is_chinese(case.question) for case in judged])
-    biases = {
-        name: _bias(rows[these & answer] @ weights, LOST) for name, these in (("zh", chinese), ("other", ~chinese))
-    }
-    print(f"WEIGHTS = {tuple(weights.tolist())}\nBIASES = {biases}\n")
+        logits = np.zeros(len(judged))
+        for asked in relevance.FEATURES:
+            rows, used = _rows(judged, asked, language)
+            logits[used] = held_out(rows, answer[used], np.array(groups)[used], folds)
+        _tell_relevance(judged, logits)
+    for asked in relevance.FEATURES:
+        rows, used = _rows(judged, asked, language)
+        weights = _logistic(rows, answer[used]).round(3)
+        bias = _bias(rows[answer[used] & (language[used] == asked)] @ weights, LOST)
+        print(f"{asked}: WEIGHTS {tuple(weights.tolist())}, BIAS {bias}")
+
+
+def _rows(cases: Sequence[Case], asked: str, language: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The figures that a language is judged by, of the cases that have them, float64 [n, features], and which those
+    are, bool [cases]: figures that all languages have are weighed by the cases of all."""
+    figures, of = [_features(case) for case in cases], relevance.FEATURES
+    used = np.array([len(of[own]) >= len(of[asked]) for own in language])
+    return np.array([row[: len(of[asked])] for row, use in zip(figures, used, strict=True) if use]), used
 
 
 def held_out(rows: np.ndarray, answer: np.ndarray, groups: np.ndarray, folds: int | None) -> np.ndarray:

@@ -31,7 +31,7 @@ BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    settings = Settings(options.data, options.scratch, options.only)
+    settings = Settings(options.data, options.scratch, options.only, options.model)
     results = BENCHMARKS[options.name](settings)
     for line in [as_json(results)] if options.json else table_lines(results):
         print(line, flush=True)  # the next one may take minutes
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their name")
     parser.add_argument("--data", type=Path, default=default_data_folder(), help="the app's data folder")
+    parser.add_argument("--model", type=Path, help="a checkpoint to measure (followup); the embedded one by default")
     scratch = platformdirs.user_cache_path("quatrain", appauthor=False) / "benchmarks"
     parser.add_argument("--scratch", type=Path, default=scratch, help="where full-shape checkpoints are made")
     return parser

@@ -1,9 +1,14 @@
-"""Follow-up questions: whether the passage that answers them is found, by what is searched for."""
+"""Follow-up questions: whether the passage that answers them is found, by what is searched for.
+
+`--model PATH` names the model whose own rewriting is measured; without it that is the embedded one. Its conversation
+has the earlier questions, each with its quote as the reply.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +16,12 @@ from typing import Any
 import numpy as np
 
 from chatapp import checkpoints
-from chatapp.answering import search
+from chatapp.answering import Question, asked_alone, search
+from chatapp.conversation import Turn
+from chatapp.engine import Engine
 from chatapp.preferences import Retrieving
+from chatapp.settings import parse
+from chatapp.startup import Startup
 from knowledge import Findings, KnowledgeBase
 from knowledge.embedder import LocalEmbeddings
 from knowledge.followup import Standalone, standalone
@@ -44,17 +53,50 @@ def run(settings: Settings) -> Iterator[Result]:
     embeddings = LocalEmbeddings(checkpoints.ensure_embedder(settings.data))
     sets = Path(os.environ["QUATRAIN_TEST_ASSETS"]) / "qa"
     bases = question_sets.bases(sets, settings.scratch / "questions", embeddings)
+    engine = _engine(settings)
+    forms = {
+        **FORMS,
+        f"rewritten by {engine.status.name}": lambda case: by_model(engine, bases[case["language"]], case),
+    }
     cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
     ranks = {
         name: np.array([rank(bases[case["language"]], form(case), case["gold"]) for case in cases])
-        for name, form in FORMS.items()
+        for name, form in forms.items()
     }
     for group, chosen in _groups(cases).items():
-        for name in FORMS:
+        for name in forms:
             for depth in (1, DEPTH):
                 mine, best = (float(np.mean(ranks[which][chosen] < depth)) for which in (name, BY_HAND))
                 title = f"{group} ({chosen.sum()}), {name}, hit@{depth}"
                 yield Result.more_is_better(title, mine, best, BY_HAND, "of questions")
+
+
+def _engine(settings: Settings) -> Engine:
+    """The model, as the app would load it on this machine."""
+    path = settings.model or checkpoints.ensure_default_model(settings.data)
+    engine = Engine()
+    startup = Startup(parse(["--data", str(settings.data)], {}), engine)
+    engine.load(startup.source(path, checkpoints.name_of(path)))
+    return engine
+
+
+def by_model(engine: Engine, base: KnowledgeBase, case: Case) -> Standalone:
+    """What is searched for where the loaded model makes the last question stand alone."""
+    *earlier, last = case["turns"]
+    history = [turn for at, text in enumerate(earlier) for turn in _exchange(base, text, earlier[:at])]
+    asking = asked_alone(engine, Question(last, history, followups="model"), threading.Event())
+    while True:
+        try:
+            next(asking)
+        except StopIteration as ended:
+            return ended.value
+
+
+def _exchange(base: KnowledgeBase, text: str, earlier: Sequence[str]) -> tuple[Turn, Turn]:
+    """An earlier question, and what is quoted for it."""
+    searched, findings = search(base, standalone(text, earlier), Retrieving())
+    quote = base.quote(searched, findings.passages)
+    return Turn("user", text), Turn("assistant", "…" if quote is None else quote.text)
 
 
 def rank(base: KnowledgeBase, asked: Standalone, gold: Sequence[str]) -> int:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage
+from knowledge import Findings, KnowledgeBase, KnowledgeBaseError, Passage, Several, Where
 from knowledge.followup import Standalone, standalone
 from knowledge.quote import Quote
-from models import Event, LoadedModel, Token, once_more
+from knowledge.retrieval import EVERYWHERE
+from models import Event, LoadedModel, once_more
 
-from .conversation import REPLY, Plan, Turn, continuing, plan, summarising
+from .conversation import REPLY, Plan, Turn, Wording, continuing, plan, summarising
 from .digest import Part, digest, document_of
 from .effort import Effort
-from .engine import Engine, Summarising, Waiting
-from .preferences import Retrieving
+from .engine import Cancelled, Engine, Loading, Summarising, Waiting
+from .preferences import Followups, Retrieving
+from .rewriting import Rewriting, rewritten
 from .summary import Summary
 from .words import in_chinese
 
@@ -31,10 +33,18 @@ SMALL = 1_000_000_000
 Mode = Literal["documents", "chat", "auto"]
 #: How many earlier questions a follow-up may lean on.
 REMEMBERED = 6
-#: Tokens of a question that the model makes to stand alone.
-REWRITTEN = 96
+#: Seconds between two looks whether a file beside a question is read.
+OPENING = 0.2
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Files that were put beside the question are being read; the first of `left` is this one."""
+
+    name: str
+    left: int
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,11 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Question:
-    """A turn to be answered. `base` is the knowledge base that is asked, if one is."""
+    """A turn to be answered. `base` is the knowledge base that is asked, or several, if any is."""
 
     text: str
     history: Sequence[Turn] = ()
-    base: KnowledgeBase | None = None
+    base: KnowledgeBase | Several | None = None
     system: str | None = None
     options: Mapping[str, Any] | None = None
     reply: int = REPLY
@@ -70,21 +80,28 @@ class Question:
     summarise: bool = False  #: the oldest exchanges, where they have no room
     summary: Summary | None = None  #: one that was kept
     mode: Mode = "documents"
-    followups: bool = True  #: whether it is made to stand alone before the search
+    followups: Followups = "rule"  #: how it is made to stand alone before the search
     retrieving: Retrieving = Retrieving()
     document: str | None = None  #: the id of a document of `base` that is to be summed up; nothing is searched
+    beside: tuple[str, ...] = ()  #: ids of documents of `base` that were put beside it: what they say comes first
     cited: tuple[str, ...] = ()  #: names of the files that the reply before it was given, best first
 
 
 def answer(
     engine: Engine, question: Question, cancel: threading.Event
-) -> Iterator[Found | Quoted | Waiting | Summarising | Part | Plan | Event]:
-    """Found and Quoted (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
+) -> Iterator[Opening | Rewriting | Found | Quoted | Waiting | Loading | Summarising | Part | Plan | Event]:
+    """Opening (while files beside the question are read), Rewriting (where the model is asked to), Found and Quoted
+    (for a question about documents), Waiting, Summarising, the Plan, the events of generation.
+
+    A model that was unloaded is loaded first, and Loading says so.
 
     Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
     where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises
     EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
     """
+    yield from engine.wake(cancel)
+    if question.beside:
+        yield from opened(question.base, question.beside, cancel)
     if question.document is not None:
         document = _searching(lambda: document_of(question.base, question.document))
         yield Found((document.source,))
@@ -92,7 +109,8 @@ def answer(
         return
     passages = question.passages
     if question.base is not None and question.begun is None and question.mode != "chat":
-        searched, findings = search(question.base, asked_alone(question), question.retrieving)
+        asked = yield from asked_alone(engine, question, cancel)
+        searched, findings = search(question.base, asked, question.retrieving, question.beside)
         passages, answered = findings.passages, findings.relevance >= question.retrieving.threshold
         chat = question.mode == "auto" and not answered
         yield Found(passages, answered, searched if searched != question.text else None, chat)
@@ -103,11 +121,7 @@ def answer(
         if quote is not None:
             yield Quoted(quote, is_small(engine))
 
-    def make_plan(loaded: LoadedModel, effort: Effort) -> Plan:
-        history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
-        words = partial(wording, question.text)
-        make = partial(plan, loaded, history, words, passages, question.system, question.reply, effort, quoting=wording)
-        return summarising(loaded, history, make, question.summary) if question.summarise else make()
+    make_plan = partial(planned, engine, question, passages, partial(wording, question.text))
 
     def make_continuing(loaded: LoadedModel, effort: Effort) -> Plan:
         begun = question.begun.seen_by(engine.status.writer, len(loaded.tokenizer))
@@ -116,24 +130,41 @@ def answer(
     yield from engine.stream(make_continuing if question.begun else make_plan, question.options or {}, cancel)
 
 
-def asked_alone(question: Question) -> Standalone:
-    """The question as it is searched for, with what it takes from earlier ones."""
-    if not question.followups:
+def planned(
+    engine: Engine, question: Question, passages: Sequence[Passage], words: Wording, loaded: LoadedModel, effort: Effort
+) -> Plan:
+    """The plan of a message, with passages, behind what was said before the question."""
+    history = [turn.seen_by(engine.status.writer, len(loaded.tokenizer)) for turn in question.history]
+    make = partial(plan, loaded, history, words, passages, question.system, question.reply, effort, quoting=wording)
+    return summarising(loaded, history, make, question.summary) if question.summarise else make()
+
+
+def asked_alone(
+    engine: Engine, question: Question, cancel: threading.Event
+) -> Generator[Rewriting | Waiting, None, Standalone]:
+    """Returns the question as it is searched for, with what it takes from earlier ones. Raises Cancelled.
+
+    The model's form has to be only where the rule is certain that the question leans on earlier ones; elsewhere it may
+    have changed what was no follow-up, and the documents decide.
+    """
+    if question.followups == "off":
         return Standalone(question.text, changed=False)
     earlier = [turn.content for turn in question.history if turn.role == "user"][-REMEMBERED:]
-    return standalone(question.text, earlier, question.cited)
+    ruled = standalone(question.text, earlier, question.cited)
+    if question.followups == "rule" or not earlier:
+        return ruled
+    text = yield from rewritten(engine, question.text, partial(_planned_apart, engine, question), cancel)
+    if text is None:
+        return ruled
+    return replace(ruled, text=text, changed=text != question.text, certain=ruled.changed and ruled.certain)
 
 
-def rewritten(engine: Engine, question: Question, cancel: threading.Event) -> str | None:
-    """The question made to stand alone by the model; None where it is small, there is nothing to lean on, or it says
-    nothing. Nothing calls it yet: whether a model does better than the rule has to be measured with one that is not
-    small first."""
-    if not question.history or is_small(engine):
-        return None
-    words = CHINESE if in_chinese(question.text) else ENGLISH
-    asking = replace(question, text=words.rewrite.format(question.text), base=None, reply=REWRITTEN)
-    events = answer(engine, asking, cancel)
-    return "".join(event.text for event in events if isinstance(event, Token)).strip() or None
+def _planned_apart(engine: Engine, question: Question, words: Wording, loaded: LoadedModel, effort: Effort) -> Plan:
+    """The plan of a message that is not of the conversation. Of a model that reads every prompt anew it is without the
+    passages of earlier turns."""
+    if not loaded.model.causal_prompt:
+        question = replace(question, history=[replace(turn, passages=()) for turn in question.history])
+    return planned(engine, question, (), words, loaded, effort)
 
 
 def is_small(engine: Engine) -> bool:
@@ -141,15 +172,44 @@ def is_small(engine: Engine) -> bool:
     return engine.status.state != "ready" or engine.loaded.needs.parameters < SMALL
 
 
-def search(base: KnowledgeBase, asked: Standalone, how: Retrieving) -> tuple[str, Findings]:
-    """What was searched for, and what that found. Where the rule is not certain, the documents decide.
+def opened(base: KnowledgeBase | Several, ids: Sequence[str], cancel: threading.Event) -> Iterator[Opening]:
+    """Waits until these files are read, not until they are embedded: their words find them.
+
+    Raises Cancelled, and KnowledgeBaseError where one could not be read.
+    """
+    while unread := [file for file in base.files(ids) if file.state in ("waiting", "reading") and not file.chunks]:
+        yield Opening(unread[0].name, len(unread))
+        if cancel.wait(OPENING):
+            raise Cancelled
+    for file in base.files(ids):
+        if not file.chunks:
+            stopped = f"{file.name} was stopped before it was read; let it be read again in the list of documents."
+            raise KnowledgeBaseError(file.reason or stopped)
+
+
+def search(
+    base: KnowledgeBase | Several, asked: Standalone, how: Retrieving, beside: Sequence[str] = ()
+) -> tuple[str, Findings]:
+    """What was searched for, and what that found: in the documents with the ids `beside` if they are likely to say, or
+    if nothing is; else in all.
 
     Raises KnowledgeBaseError.
     """
-    found = _searching(lambda: base.find(asked.text, how.passages, method=how.method))
+    if not beside:
+        return _search(base, asked, how, EVERYWHERE)
+    first = _search(base, asked, how, Where(documents=beside))
+    if first[1].relevance >= how.threshold:
+        return first
+    found = _search(base, asked, how, EVERYWHERE)
+    return first if first[1].passages and found[1].relevance < how.threshold else found
+
+
+def _search(base: KnowledgeBase | Several, asked: Standalone, how: Retrieving, where: Where) -> tuple[str, Findings]:
+    """Where the rule that makes a question stand alone is not certain, the documents decide."""
+    found = _searching(lambda: base.find(asked.text, how.passages, where, how.method))
     if asked.certain:
         return asked.text, found
-    as_asked = _searching(lambda: base.find(asked.asked, how.passages, method=how.method))
+    as_asked = _searching(lambda: base.find(asked.asked, how.passages, where, how.method))
     return (asked.text, found) if found.relevance > as_asked.relevance else (asked.asked, as_asked)
 
 
@@ -179,7 +239,6 @@ class Words:
     question: str
     above: str  #: in place of a passage that the model has read already: short, for it is told at every turn
     above_with_page: str
-    rewrite: str
 
     def passage(self, number: int, passage: Passage) -> str:
         with_page, without = (
@@ -197,7 +256,6 @@ ENGLISH = Words(
     question="Question: {}",
     above="({name}, above)",
     above_with_page="(page {page}, above)",
-    rewrite="Rewrite this question so that it can be understood without our conversation. Write only the question. {}",
 )
 CHINESE = Words(
     instruction="请只根据下面的段落回答问题；段落里没有答案时，请直接说明。",
@@ -206,13 +264,13 @@ CHINESE = Words(
     question="问题：{}",
     above="（{name}，见上文）",
     above_with_page="（第{page}页，见上文）",
-    rewrite="请改写下面的问题，使它脱离上文也能看懂，只写出问题。{}",
 )
 
 
 def passage_data(passage: Passage) -> dict[str, Any]:
-    """A passage as JSON, as citations are told to clients and kept on disk."""
-    return {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}
+    """A passage as JSON, as citations are told to clients and kept on disk; with its base where several were asked."""
+    place = {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}
+    return place if passage.base is None else {**place, "base": passage.base}
 
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .digest import DigestError, document_named
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
-from .preferences import SamplingChoice, Text
+from .preferences import Bases, Followups, SamplingChoice, Text
 
 NOTHING_FOUND = "The documents do not say."
 
@@ -57,9 +57,9 @@ class ChatRequest(SamplingChoice):
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
-    knowledge_base: Text | None = None
+    knowledge_base: Bases = None
     mode: Mode = "documents"
-    followups: bool = True
+    followups: Followups = "rule"
     summarise: Text | None = None  #: a document of the knowledge base, by its name: the messages are not told then
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))
 
@@ -108,7 +108,7 @@ def _question(request: ChatRequest, library: Library) -> Question:
         raise RequestValidationError([{"loc": ("body", "messages"), "msg": "The last message must be the user's."}])
     system = "\n\n".join(message.content for message in earlier if message.role == "system") or None
     history = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
-    base = library.open(request.knowledge_base) if request.knowledge_base else None
+    base = library.ask(request.knowledge_base)
     if request.summarise is not None and base is None:
         raise RequestValidationError([{"loc": ("body", "summarise"), "msg": "Name its knowledge_base as well."}])
     return Question(

@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,6 +20,8 @@ from filelock import FileLock
 import models
 from knowledge import embedder
 from models.formats import gguf_parts
+
+from .caches import ORIGINS, Place, places_in
 
 #: Called with what is going on, bytes done and bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -212,26 +214,78 @@ class Found:
     name: str
     path: Path
     family: str = ""
+    lacks: str = field(default="", compare=False)  #: what keeps it from being loaded, in a sentence
+    place: Place | None = field(default=None, compare=False)  #: where it was found
+
+    @property
+    def origin(self) -> str:
+        """A key of caches.ORIGINS; empty where it lies in a folder of the user's or of ours."""
+        return self.place.origin if self.place else ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether its download was interrupted, or is going on."""
+        return self.place is not None and self.place.partial
+
+    @property
+    def offered(self) -> bool:
+        """Whether it is to be chosen from. Caches are full of what is no chat model; in a folder it is said, once
+        it is chosen, why it can't be loaded."""
+        return not self.origin or bool(self.family and not self.lacks)
 
 
-def find(folders: Iterable[Path]) -> list[Found]:
-    """The checkpoints in these folders, one or two levels down: GGUF models, Hugging Face's and Meta's folders."""
-    return [Found(name, path, _family(path)) for name, path in _named(folders, _candidates)]
+#: The family of a path, and what it lacks.
+Examine = Callable[[Path], tuple[str, str]]
 
 
-def find_adapters(folders: Iterable[Path]) -> list[Found]:
-    """The adapters in these folders, one or two levels down: LoRA and P-tuning folders, and deltas."""
-    return [Found(name, path) for name, path in _named(folders, _adapters)]
+def examine(path: Path) -> tuple[str, str]:
+    """The family of a checkpoint, and in a sentence what it lacks: from its headers and the names of its files."""
+    try:
+        family = models.family_of(path)
+    except (models.CheckpointError, OSError):
+        family = ""
+    try:
+        models.check_files(path)
+    except (models.CheckpointError, OSError) as error:
+        return family, str(error)
+    return family, ""
 
 
-def _named(folders: Iterable[Path], paths_in: Callable[[Path], Iterator[Path]]) -> list[tuple[str, Path]]:
-    """What is in these folders by name, each path resolved and once."""
-    found: dict[Path, tuple[Path, Path]] = {}  # the resolved path -> the path and the folder it was found in
+def find(folders: Iterable[Path], others: Iterable[Place] = ()) -> list[Found]:
+    """The checkpoints in these folders, one or two levels down: GGUF models, Hugging Face's and Meta's folders; and
+    those in other places that can be loaded."""
+    return [found for found in survey(folders, others) if found.offered]
+
+
+def survey(folders: Iterable[Path], others: Iterable[Place] = (), examine: Examine = examine) -> list[Found]:
+    """All that `find` looks at; what is in caches and lacks something as well."""
+    places = [*_places(folders), *others]
+    named = _named(places, _candidates)
+    listed = {place for _, _, place in named}
+    found = [Found(name, path, *examine(path), place) for name, path, place in named]
+    return found + [Found(each.name, each.root, place=each) for each in places if each.partial and each not in listed]
+
+
+def find_adapters(folders: Iterable[Path], others: Iterable[Place] = ()) -> list[Found]:
+    """The adapters in these places, one or two levels down: LoRA and P-tuning folders, and deltas."""
+    named = _named([*_places(folders), *others], _adapters)
+    return [Found(name, path, place=place) for name, path, place in named]
+
+
+def _places(folders: Iterable[Path]) -> Iterator[Place]:
     for folder in folders:
-        for path in paths_in(folder):
-            found.setdefault(path.resolve(), (path, folder))
+        yield from places_in(folder)
+
+
+def _named(places: Iterable[Place], paths_in: Callable[[Path], Iterator[Path]]) -> list[tuple[str, Path, Place]]:
+    """What is in these places by name, each once, however many paths lead to it."""
+    found: dict[Path, tuple[Path, Place]] = {}  # the resolved path -> the path and the place it was found in
+    for place in places:
+        for path in paths_in(place.folder):
+            found.setdefault(path.resolve(), (path, place))
     names = _names(found)
-    return sorted(((names[path], path) for path in found), key=lambda named: named[0].lower())
+    # Not the resolved paths: a file that a link leads to may have no suffix, as in Hugging Face's cache.
+    return sorted(((names[resolved], *where) for resolved, where in found.items()), key=lambda each: each[0].lower())
 
 
 def _adapters(folder: Path) -> Iterator[Path]:
@@ -254,13 +308,6 @@ def _candidates(folder: Path) -> Iterator[Path]:
         yield from gguf_parts.models_among(files)
 
 
-def _family(path: Path) -> str:
-    try:
-        return models.family_of(path)
-    except models.CheckpointError:
-        return ""  # listed all the same: choosing it says why it can't be run
-
-
 def _is_embedder(folder: Path) -> bool:
     return (folder / "modules.json").is_file()
 
@@ -269,22 +316,28 @@ def _is_unfinished(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") or part.endswith(".partial") for part in path.relative_to(folder).parts)
 
 
-def _names(found: Mapping[Path, tuple[Path, Path]]) -> dict[Path, str]:
+def _names(found: Mapping[Path, tuple[Path, Place]]) -> dict[Path, str]:
     """A name for each, no two the same: as short as that allows."""
     names: dict[Path, str] = {}
-    for make in (_short_name, _relative_name, lambda path, folder: str(path.resolve())):
+    for make in (_short_name, _relative_name, _cached_name, lambda path, place: str(path.resolve())):
         candidates = {resolved: make(*where) for resolved, where in found.items() if resolved not in names}
-        counts = Counter(candidates.values())
+        counts = Counter([*candidates.values(), *names.values()])
         names |= {resolved: name for resolved, name in candidates.items() if counts[name] == 1}
     return names
 
 
-def _short_name(path: Path, folder: Path) -> str:
-    return _relative_name(path, folder) if path.is_dir() else name_of(path)
+def _short_name(path: Path, place: Place) -> str:
+    return _relative_name(path, place) if path.is_dir() else name_of(path)
 
 
-def _relative_name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path != folder else name_of(path)
+def _relative_name(path: Path, place: Place) -> str:
+    inside = "" if path == place.folder else path.relative_to(place.folder).as_posix()
+    return "/".join(part for part in (place.name, inside) if part) or name_of(path)
+
+
+def _cached_name(path: Path, place: Place) -> str:
+    name = _relative_name(path, place)
+    return f"{name} ({ORIGINS[place.origin]})" if place.origin else name
 
 
 def name_of(path: Path) -> str:

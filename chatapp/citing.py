@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from knowledge import KnowledgeBase, Passage
+from knowledge import KnowledgeBase, Passage, Several
 from knowledge.cite import Citation, Cited, Citer, Problem, Span
+
+from .preferences import Asked
 
 #: What can go wrong with an embedding model; a reply then has no more citations.
 FAILURES = (OSError, RuntimeError, MemoryError)
@@ -19,13 +21,14 @@ FAILURES = (OSError, RuntimeError, MemoryError)
 class Evidence:
     """What stands beside a reply, so that it can be checked, and what its sentences draw on.
 
-    base: the knowledge base that was asked. documents: the ids of its documents in which the reply's sources stand, by
-    their order. quote: what was quoted before the reply, as answering.quote_data gives it. searched_for: the question
+    base: the knowledge base that was asked, or several; a source then tells its own. documents: the ids of the
+    documents in which the reply's sources stand, by their order; beside a question, those that were put there with it.
+    quote: what was quoted before the reply, as answering.quote_data gives it. searched_for: the question
     as it was searched for, where it is not as it was asked. chat: the reply is one without documents, for they do not
     say. whole: the only document was summed up, or is to be, where this stands beside a question.
     """
 
-    base: str | None = None
+    base: Asked = None
     documents: list[str] = field(default_factory=list)
     cited: list[Cited] = field(default_factory=list)
     quote: Mapping[str, Any] | None = None
@@ -80,7 +83,7 @@ def _from_json(kept: Mapping[str, Any]) -> Cited:
 class Citing:
     """Cites a reply in a thread of its own, so that no token waits for it."""
 
-    def __init__(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
+    def __init__(self, base: KnowledgeBase | Several | None, passages: Sequence[Passage]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="citing")
         self._citer = self._pool.submit(_ready, lambda: _citer(base, passages))
         self._pending: list[Future[list[Cited]]] = []
@@ -111,7 +114,7 @@ class Citing:
             logging.exception("A sentence of a reply could not be cited")
 
 
-def _citer(base: KnowledgeBase | None, passages: Sequence[Passage]) -> Citer:
+def _citer(base: KnowledgeBase | Several | None, passages: Sequence[Passage]) -> Citer:
     return Citer([passage.text for passage in passages]) if base is None else base.citer(passages)
 
 

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from .api import NOTHING_FOUND, STATUS, Completion, error_body, line, refused, while_connected
 from .digest import document_named
 from .library import LibraryError
-from .preferences import Preferences, Text
+from .preferences import Asked, Bases, Preferences, Text
 from .session import Chat, Reply
 from .store import Conversation, StoreError
 from .texts import say
@@ -51,11 +51,11 @@ class Choice(BaseModel):
 
 
 class Turn(BaseModel):
-    """Fields of every turn; the knowledge base is by default the conversation's."""
+    """Fields of every turn; the knowledge bases are by default the conversation's."""
 
     model_config = Body
     stream: bool = False
-    knowledge_base: Text | None = None
+    knowledge_base: Bases = None
 
 
 class Send(Turn):
@@ -170,7 +170,7 @@ def _add_turns(routes: APIRouter, chat: Chat) -> None:
         body: Turn | Continue,
         connection: Request,
         check: Callable[[Tree], object],
-        start: Callable[[str | None, threading.Event], Iterator[Reply]],
+        start: Callable[[Asked, threading.Event], Iterator[Reply]],
     ) -> Response:
         base = await run_in_threadpool(_checked, chat, id, getattr(body, "knowledge_base", None), check)
         answer = _Answer(id, chat.engine.status.name)
@@ -212,14 +212,13 @@ def _add_turns(routes: APIRouter, chat: Chat) -> None:
         return await turn(id, body, connection, Tree.continuable, lambda base, cancel: chat.continue_(id, cancel))
 
 
-def _checked(chat: Chat, id: str, base: str | None, check: Callable[[Tree], object]) -> str | None:
-    """The knowledge base of a turn. Raises what must be said before a reply begins, while there is a status line."""
+def _checked(chat: Chat, id: str, base: Asked, check: Callable[[Tree], object]) -> Asked:
+    """The knowledge bases of a turn. Raises what must be said before a reply begins, while there is a status line."""
     if chat.engine.status.state in ("empty", "failed"):
         chat.engine.loaded  # noqa: B018 - raises, saying why
     base = base or chat.store.conversation(id).preferences.knowledge_base
     check(chat.store.tree(id))
-    if base:
-        chat.library.open(base)
+    chat.library.ask(base)
     return base
 
 
@@ -228,7 +227,7 @@ def _document(chat: Chat, id: str, body: SumUp) -> str:
     base = body.knowledge_base or chat.store.conversation(id).preferences.knowledge_base
     if not base:
         raise LibraryError("Name the knowledge_base of the document.")
-    return document_named(chat.library.open(base), body.document).id
+    return document_named(chat.library.ask(base), body.document).id
 
 
 def _head(conversation: Conversation) -> dict[str, Any]:

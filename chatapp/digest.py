@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from knowledge import KnowledgeBase, Passage
+from knowledge import KnowledgeBase, Passage, Several
 from knowledge.database import StoredDocument
 from models import Event, LoadedModel, Read, Token
 
@@ -25,6 +25,21 @@ LONGEST = 256
 SENTENCE = re.compile(r".+?(?:[。！？；\n]\s*|[.!?;]\s+|\Z)", re.DOTALL)
 #: The share of Chinese characters from which on a document is summed up in Chinese.
 CHINESE_FROM = 0.1
+
+
+#: What asks for a summary of the one file that was put beside it.
+SUMMARY = re.compile(
+    r"^\W*(?:please |can you |could you |briefly )*"
+    r"(?:summari[sz]e|sum up|(?:give (?:me )?)?an? (?:short |brief )?(?:summary|overview)"
+    r"|what(?:'s|’s| is) (?:this|it|that|the)(?: (?:document|file|paper|pdf|text|report))?(?: all)? about)\b.{0,40}$"
+    r"|^.{0,12}(?:总结|概括|概述|归纳|摘要|讲了什么|讲的是什么|说了什么|主要内容|大意).{0,12}$",
+    re.IGNORECASE,
+)
+
+
+def asks_for_summary(text: str) -> bool:
+    """Whether a question about a single file asks for all of it, so that no passage answers."""
+    return SUMMARY.match(text.strip()) is not None
 
 
 class DigestError(ValueError):
@@ -94,7 +109,7 @@ class Document:
         return Passage(self.name, first, 1.0, form.format(first, last) if self.pages else "", self.id)
 
 
-def document_named(base: KnowledgeBase, name: str) -> StoredDocument:
+def document_named(base: KnowledgeBase | Several, name: str) -> StoredDocument:
     """The newest document of that name. Raises DigestError."""
     named = [document for document in base.documents() if document.name == name]
     if not named:
@@ -110,7 +125,7 @@ def still_there(files: Iterable[StoredDocument], id: str) -> StoredDocument:
     raise DigestError("The document is not in its knowledge base any more, so it can't be summed up.")
 
 
-def document_of(base: KnowledgeBase, id: str) -> Document:
+def document_of(base: KnowledgeBase | Several, id: str) -> Document:
     """A document with all its text. Raises DigestError."""
     named = still_there(base.documents(), id)
     pages = base.pages(id)

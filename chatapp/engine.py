@@ -37,6 +37,7 @@ from models import (
 from .conversation import Aside, Plan, QuestionTooLong
 from .effort import LADDER, Effort
 from .hardware import free_memory
+from .planner import Plan as MemoryPlan
 
 #: How often a waiting request looks whether it was cancelled or has moved up, in seconds.
 POLL = 0.2
@@ -63,13 +64,23 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """The model that was unloaded is loaded again, for this reply."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Summarising:
     """The model reads and writes a summary of what has no room in the window, before the reply."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the engine holds. `state` is "empty", "loading", "ready" or "failed"; `message` explains a failure."""
+    """What the engine holds. `message` explains a failure.
+
+    `state` is "empty", "loading", "ready", "unloaded" (the next reply loads the model again) or "failed".
+    """
 
     state: str
     name: str = ""
@@ -105,6 +116,7 @@ class Source:
     adapter: Path | None = None
     #: Bytes that caches of earlier prompts may take beside the one that is at work: it follows from what is free now.
     warm: int = field(default=0, compare=False)
+    plan: MemoryPlan | None = field(default=None, compare=False)  #: by which it runs so, where there is one
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,8 @@ class Engine:
         self._caches: CachePool | None = None  #: of the loaded model, and gone with it
         self._draft: Lookup | None = None  #: what it has learnt of the loaded model's passes
         self._source: Source | None = None
+        self._again: Callable[[Source], Source] | None = None  #: plans anew what was unloaded
+        self._waiting: Source | None = None  #: and that
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
         self.status = Status("empty")
@@ -199,14 +213,69 @@ class Engine:
         with self._turn():
             if self._switch_adapter(source):
                 return
-            former = self._source
+            former, before = self._source, self.status
             try:
                 self._replace(source)
             except EngineError:
                 if former is not None:
                     with suppress(EngineError):  # why the new one failed is the news; the status tells the rest
                         self._replace(former)
+                elif self._waiting is not None:
+                    self.status = before  # that one can still be had
                 raise
+
+    @property
+    def waiting(self) -> Source | None:
+        """What the next reply loads, while nothing is loaded and there is such a thing."""
+        return self._waiting
+
+    def unload(self, again: Callable[[Source], Source]) -> None:
+        """Lets go of the model and all its caches once running replies are over, so that others have their memory.
+
+        The next reply that is asked for loads what `again` makes of its source then, since less memory may be free; it
+        may raise EngineError.
+        """
+        with self._turn():
+            if self._loaded is None:
+                return
+            self._waiting, self._again = self._source, again
+            self.status = Status("unloaded", self._source.name)
+            self._let_go()
+        models.give_back()
+
+    def put_by(self, source: Source) -> bool:
+        """Lets the next reply load this in the place of what was unloaded; whether that is to be so."""
+        with self._turn():
+            if self._loaded is not None or self._waiting is None:
+                return False
+            self._waiting = source
+            self.status = Status("unloaded", source.name)
+            return True
+
+    def wake(self, cancel: threading.Event) -> Iterator[Waiting | Loading]:
+        """Loads what was unloaded, when its turn has come; nothing is done where a model is loaded.
+
+        Raises EngineError, and Cancelled once `cancel` is set.
+        """
+        if self._loaded is None and self._waiting is not None:
+            ticket = object()
+            with self._ticket(ticket):
+                yield from self._wait(ticket, cancel)
+                yield from self._woken(cancel)
+
+    def _woken(self, cancel: threading.Event) -> Iterator[Loading]:
+        if self._loaded is not None or self._waiting is None:
+            return
+        before = self.status
+        yield Loading(before.name)
+        try:
+            self._replace(self._again(self._waiting), cancel)
+        except (EngineError, Cancelled):
+            self.status = before  # it stays what can be loaded again
+            raise
+
+    def _let_go(self) -> None:
+        self._loaded = self._source = self._caches = self._draft = self._blocks = self._speed = None
 
     def _switch_adapter(self, source: Source) -> bool:
         """Whether that was all; if it fails, the former adapter stays."""
@@ -221,8 +290,8 @@ class Engine:
             raise EngineError(str(error)) from error
         return True
 
-    def _replace(self, source: Source) -> None:
-        self._loaded = self._source = self._caches = self._speed = None
+    def _replace(self, source: Source, cancel: threading.Event | None = None) -> None:
+        self._let_go()
         self.status = Status("loading", source.name)
         try:
             loaded = once_more(
@@ -231,13 +300,14 @@ class Engine:
                     tier=source.tier,
                     device=source.device,
                     context=source.context,
-                    progress=self._progress,
+                    progress=partial(self._progress, cancel),
                     store=source.store,
                     adapter=source.adapter,
                     beside=True,
                 )
             )
             self._talk(loaded.with_chat_format(source.chat_format), source)
+            self._waiting = None
         except (ValueError, LookupError, OSError, MemoryError, RuntimeError) as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was read, and the former needs its place
             raise EngineError(self._failed(source, _first_line(error) or "memory ran out.")) from error
@@ -290,7 +360,7 @@ class Engine:
 
     def stream(
         self, make_plan: Callable[[LoadedModel, Effort], Plan], options: Mapping[str, Any], cancel: threading.Event
-    ) -> Iterator[Waiting | Summarising | Plan | Event]:
+    ) -> Iterator[Waiting | Loading | Summarising | Plan | Event]:
         """One reply: its place in the queue, the plan, then the events of generation.
 
         The plan is made when the turn has come, for the model that answers; `options` are fields of Sampling that
@@ -302,6 +372,7 @@ class Engine:
         with self._ticket(ticket):
             yield from self._wait(ticket, cancel)
             _raise_if(cancel)
+            yield from self._woken(cancel)
             loaded = self.loaded
             with _explained():
                 events = self._attempts(loaded, make_plan, options, cancel)
@@ -424,7 +495,9 @@ class Engine:
         if (free := self._caches.free(nbytes, self._free_memory)) < nbytes:
             raise MemoryError(f"{nbytes / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} are free")
 
-    def _progress(self, done: int, total: int) -> None:
+    def _progress(self, cancel: threading.Event | None, done: int, total: int) -> None:
+        if cancel is not None:
+            _raise_if(cancel)
         self.status = replace(self.status, done=done, total=total)
 
     def _wait(self, ticket: object, cancel: threading.Event) -> Iterator[Waiting]:
@@ -546,4 +619,5 @@ def _first_line(error: Exception) -> str:
 _WHY_EMPTY = {
     "empty": "No model is loaded; choose one under Model.",
     "loading": "The model is still being loaded; try again when it is ready.",
+    "unloaded": "The model was unloaded; press Load under Model.",
 }

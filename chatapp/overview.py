@@ -13,6 +13,7 @@ from . import checkpoints
 from .hardware import GIB, GPU, Machine, detect
 from .planner import Memory, Plan, gib, known_checkpoints, plan_footprint, plan_for
 from .settings import Settings
+from .shelf import Shelf
 
 #: The cards of docs/memory.md, in GiB that are free.
 SIZES = (4, 6, 8, 10, 12, 16, 24, 48, 80)
@@ -39,7 +40,7 @@ def known_footprints() -> dict[str, Footprint]:
 
 
 def _on_disk(settings: Settings) -> Iterator[checkpoints.Found]:
-    yield from checkpoints.find(settings.checkpoint_folders)
+    yield from Shelf(settings).found()
     if settings.model is not None:
         yield checkpoints.Found(checkpoints.name_of(settings.model), settings.model)
 

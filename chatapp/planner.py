@@ -15,6 +15,7 @@ from models.footprint import TIERS
 from models.formats import open_checkpoint
 
 from .hardware import GIB, Machine
+from .texts import say
 
 #: Up to this many bytes of FP16 weights a model runs in float32 on the CPU: PyTorch's products are several times faster
 #: in it there, and twice a small model's memory is still little.
@@ -63,6 +64,11 @@ class Plan:
     memory: Memory
     reason: str
     left: int = 0  #: bytes that are free beyond that
+    option: Option | None = None  #: what was chosen; where nothing fits, what comes nearest
+    passed: Option | None = None  #: the next best, which does not fit
+    window: int = 0  #: tokens that the sentence names
+    whole: bool = False  #: they are all that the model was made for
+    lower: bool = False  #: nothing fits, and a lower tier might
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,6 @@ class Place:
     @property
     def kind(self) -> str:
         return self.device.partition(":")[0]
-
-    @property
-    def label(self) -> str:
-        return "CPU" if self.kind == "cpu" else "graphics card"
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def plan_footprint(needs: Footprint, machine: Machine, tier: str = "auto", conte
         return _refusal(options, least, asked_tier=tier)
     window = _longest_window(needs, chosen, least, longest)
     memory = measure(needs, chosen.tier, chosen.place.kind, window)
-    reason = _reason(needs, chosen, options, window, memory)
-    return Plan(chosen.tier, window, chosen.place.device, memory, reason, chosen.place.free - memory.total)
+    passed = options[: options.index(chosen)]
+    made = Plan(chosen.tier, window, chosen.place.device, memory, "", chosen.place.free - memory.total)
+    told = {"option": chosen, "passed": passed[-1] if passed else None, "window": window}
+    return _told(dataclasses.replace(made, **told, whole=window == needs.context))
 
 
 def measure(needs: Footprint, tier: str, kind: str, window: int) -> Memory:
@@ -190,30 +194,50 @@ def _fits(needs: Footprint, option: Option, window: int) -> bool:
     return measure(needs, option.tier, option.place.kind, window).total <= option.place.free
 
 
-def _reason(needs: Footprint, chosen: Option, options: list[Option], window: int, memory: Memory) -> str:
-    whole = "its whole window" if window == needs.context else "a window"
-    sentence = (
-        f"{chosen.tier.upper()} with {whole} of {window:,} tokens takes {gib(memory.total)} of the "
-        f"{gib(chosen.place.free)} GiB that are free on the {chosen.place.label}"
-    )
-    passed = options[: options.index(chosen)]
-    if not passed:
-        return sentence + "."
-    next_best = passed[-1]
-    where = "" if next_best.place == chosen.place else f" on the {next_best.place.label}, where {_free(next_best)}"
-    return f"{sentence}; {next_best.tier.upper()} would need {gib(next_best.memory.total)} GiB{where}."
-
-
-def _free(option: Option) -> str:
-    return f"{gib(option.place.free)} GiB are free"
-
-
 def _refusal(options: list[Option], least: int, asked_tier: str) -> Plan:
     nearest = min(options, key=lambda option: option.memory.total - option.place.free)
-    choices = ["a shorter window"] if asked_tier in ("auto", TIERS[-1]) else ["a shorter window", "a lower tier"]
-    reason = (
-        f"{nearest.tier.upper()} with a window of {least:,} tokens needs {gib(nearest.memory.total)} GiB, and "
-        f"{_free(nearest)} on the {nearest.place.label}; free memory, or choose {', '.join(choices)} or a smaller "
-        "checkpoint."
-    )
-    return Plan(None, 0, None, nearest.memory, reason)
+    lower = asked_tier not in ("auto", TIERS[-1])
+    return _told(Plan(None, 0, None, nearest.memory, "", option=nearest, window=least, lower=lower))
+
+
+def _told(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, reason=explain(plan, "en"))
+
+
+def explain(plan: Plan, language: str) -> str:
+    """Why so, in a sentence; in English where it is no plan but what kept one from being made."""
+    if plan.option is None:
+        return plan.reason
+    figures = _figures(plan.option, plan.memory, language) | {"window": f"{plan.window:,}"}
+    if plan.tier is None:
+        return say(language, "plan_refused_tier" if plan.lower else "plan_refused", **figures)
+    sentence = say(language, "plan_whole" if plan.whole else "plan_part", **figures)
+    if plan.passed is None:
+        return sentence + say(language, "plan_end")
+    figures = _figures(plan.passed, plan.passed.memory, language)
+    if plan.passed.place != plan.option.place:
+        return sentence + say(language, "plan_next_elsewhere", **figures)
+    return sentence + say(language, "plan_next", tier=figures["tier"], total=figures["total"])
+
+
+def _figures(option: Option, memory: Memory, language: str) -> dict[str, str]:
+    place = say(language, "place_cpu" if option.place.kind == "cpu" else "place_card")
+    return {"tier": option.tier.upper(), "total": gib(memory.total), "free": gib(option.place.free), "place": place}
+
+
+#: The parts of a device's memory as `shares` gives them.
+PARTS = ("weights", "cache", "work", "others", "free")
+
+
+def shares(plan: Plan, machine: Machine) -> dict[str, int]:
+    """What of its device's memory a plan takes, other programs have, and stays free: bytes by PARTS.
+
+    `machine` is as it is without the model. Empty where nothing runs, or the device is not there.
+    """
+    sizes = {gpu.device: (gpu.free, gpu.total) for gpu in machine.gpus} | {"cpu": (machine.ram_free, machine.ram_total)}
+    free, total = sizes.get(plan.device or "", (0, 0))
+    if not total:
+        return {}
+    memory = plan.memory
+    used = (memory.weights, memory.cache, memory.scratch + memory.margin, max(total - free, 0))
+    return dict(zip(PARTS, (*used, max(total - sum(used), 0)), strict=True))

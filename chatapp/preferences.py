@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from knowledge.relevance import ANSWERED
 
@@ -14,6 +15,32 @@ from .words import whole_characters
 PASSAGES, MOST_PASSAGES = 4, 10
 
 Text = Annotated[str, AfterValidator(whole_characters)]
+
+#: The knowledge bases that are asked, by name: one, several, or none.
+Asked = str | list[str] | None
+
+
+def asking(names: Iterable[str]) -> Asked:
+    """Names as they are kept and told: one is a name by itself, as it was before there could be several."""
+    several = [name for name in dict.fromkeys(names) if name]
+    return several if len(several) > 1 else next(iter(several), None)
+
+
+def names_of(asked: Asked) -> list[str]:
+    """The names, in their order."""
+    return [asked] if isinstance(asked, str) else list(asked or ())
+
+
+Bases = Annotated[Text | list[Text] | None, AfterValidator(lambda asked: asking(names_of(asked)))]
+
+
+def _named(followups: Any) -> Any:
+    """What was true or false before a model could be asked, by the name that it has now."""
+    return {True: "rule", False: "off"}[followups] if isinstance(followups, bool) else followups
+
+
+#: How a question is made to stand alone before the search: not at all, by the rule, or by the loaded model.
+Followups = Annotated[Literal["off", "rule", "model"], BeforeValidator(_named)]
 
 
 class SamplingChoice(BaseModel):
@@ -48,8 +75,8 @@ class Preferences(SamplingChoice):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: Text | None = None
-    knowledge_base: Text | None = None
+    knowledge_base: Bases = None
     max_tokens: int | None = Field(None, ge=1)
     mode: Literal["documents", "chat", "auto"] | None = None  #: as answering.Mode
-    followups: bool | None = None  #: False: questions are searched for as they were asked
+    followups: Followups | None = None
     retrieval: Retrieving | None = None

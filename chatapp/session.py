@@ -10,18 +10,19 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from knowledge import KnowledgeBase, KnowledgeBaseError, Passage
+from knowledge import KnowledgeBase, KnowledgeBaseError, Passage, Several
 from models import End, Read, Token
 
-from .answering import Found, Question, Quoted, answer, passage_data, quote_data
+from .answering import Found, Opening, Question, Quoted, answer, passage_data, quote_data
 from .checkpoints import FetchError
 from .citing import Citing, Evidence
 from .conversation import REPLY, Plan, QuestionTooLong, Turn
 from .digest import DigestError, Part
-from .engine import Cancelled, Engine, EngineError, Summarising, Waiting
+from .engine import Cancelled, Engine, EngineError, Loading, Summarising, Waiting
 from .ledger import Ledger
 from .library import Library, LibraryError
-from .preferences import Retrieving
+from .preferences import Asked, Retrieving, asking, names_of
+from .rewriting import Rewriting
 from .store import Store, StoredMessage, StoreError
 from .summary import Summary
 from .tree import Tree, TreeError
@@ -53,7 +54,8 @@ ASKED = StoredMessage("assistant", "", state="writing")
 class Reply:
     """A reply as far as it has come.
 
-    `state` is "waiting", "summarising", "digesting", "reading", "writing", "done", "stopped" or "failed".
+    `state` is "waiting", "loading", "opening", "rewriting", "summarising", "digesting", "reading", "writing", "done",
+    "stopped" or "failed".
     """
 
     text: str = ""
@@ -62,7 +64,9 @@ class Reply:
     searched: bool = False  #: documents were asked
     unanswered: bool = False  #: and do not say; the sources are the nearest there are
     state: str = "waiting"
+    opening: Opening | None = None  #: files beside the question that are being read
     ahead: int = 0
+    loading: str = ""  #: the model that is loaded again for it
     part: Part | None = None  #: of a document that is summed up
     read: Read | None = None
     plan: Plan | None = None
@@ -105,7 +109,7 @@ class Reply:
             self.evidence.as_json(),
         )
 
-    def cite(self, base: KnowledgeBase | None, passages: Sequence[Passage]) -> None:
+    def cite(self, base: KnowledgeBase | Several | None, passages: Sequence[Passage]) -> None:
         """From now on the reply's sentences are held against these passages, with the embeddings of `base`."""
         self.end_citing()
         self.evidence.cited = []
@@ -120,11 +124,20 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A document of a knowledge base that is put beside a question, which is answered from it if it can be."""
+
+    base: str
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Chat:
     """Where turns take place: the model, the documents and the conversations on disk.
 
-    What goes wrong in a turn is a sentence in its reply, never raised. `base` names the knowledge base to ask, which
-    becomes the conversation's.
+    What goes wrong in a turn is a sentence in its reply, never raised. `base` names the knowledge base to ask, or
+    several, which become the conversation's.
     """
 
     engine: Engine
@@ -132,13 +145,16 @@ class Chat:
     store: Store
     summarise: bool = False  #: whether a summary stands for the oldest exchanges where they have no room
 
-    def send(self, conversation: str, text: str, base: str | None, cancel: threading.Event) -> Iterator[Reply]:
+    def send(
+        self, conversation: str, text: str, base: Asked, cancel: threading.Event, beside: Sequence[Beside] = ()
+    ) -> Iterator[Reply]:
         """The reply to a user's message, again and again as it grows."""
-        asked = StoredMessage("user", whole_characters(text))
+        asked = question_beside(text, beside)
+        base = asking([*names_of(base), *(each.base for each in beside)])
         return self._turn(conversation, lambda: self.store.add(conversation, asked, ASKED), base, cancel)
 
     def sum_up(
-        self, conversation: str, document: str, text: str, base: str, cancel: threading.Event
+        self, conversation: str, document: str, text: str, base: Asked, cancel: threading.Event
     ) -> Iterator[Reply]:
         """The summary of a document, by its id, of a knowledge base; `text` is how the user's message puts it."""
         wanted = Evidence(base, [document], whole=True)
@@ -146,7 +162,7 @@ class Chat:
         return self._turn(conversation, lambda: self.store.add(conversation, asked, ASKED), base, cancel)
 
     def regenerate(
-        self, conversation: str, message: int | None, base: str | None, cancel: threading.Event
+        self, conversation: str, message: int | None, base: Asked, cancel: threading.Event
     ) -> Iterator[Reply]:
         """Another reply to the question to which a message belongs; by default the last one."""
 
@@ -157,14 +173,14 @@ class Chat:
 
         return self._turn(conversation, place, base, cancel)
 
-    def edit(
-        self, conversation: str, message: int, text: str, base: str | None, cancel: threading.Event
-    ) -> Iterator[Reply]:
-        """The reply to another version of a user's message."""
-        asked = StoredMessage("user", whole_characters(text))
+    def edit(self, conversation: str, message: int, text: str, base: Asked, cancel: threading.Event) -> Iterator[Reply]:
+        """The reply to another version of a user's message; what was put beside it stays there."""
 
         def place() -> int:
             edited = self.store.tree(conversation).editable(message)
+            asked = StoredMessage("user", whole_characters(text))
+            if not _told_of(edited.message).whole:
+                asked = replace(asked, sources=edited.message.sources, evidence=edited.message.evidence)
             return self.store.branch(conversation, edited.parent, asked, ASKED)
 
         return self._turn(conversation, place, base, cancel)
@@ -186,7 +202,7 @@ class Chat:
         return tree
 
     def _turn(
-        self, conversation: str, place: Callable[[], int], base: str | None, cancel: threading.Event
+        self, conversation: str, place: Callable[[], int], base: Asked, cancel: threading.Event
     ) -> Iterator[Reply]:
         """A reply as it grows. `place` makes its message, or finds it, and returns its number."""
         reply = Reply(searched=bool(base))
@@ -198,7 +214,7 @@ class Chat:
             reply.number = number  # from here on it is written, with what it had said before
             question = self._question(conversation, path, base)
             reply.evidence.whole = question.document is not None
-            reply.evidence.base = _summed_up(path[-2]).base or base or reply.evidence.base
+            reply.evidence.base = _told_of(path[-2]).base or base or reply.evidence.base
             reply.searched = bool(base) and question.mode != "chat"
             with closing(answer(self.engine, question, cancel)) as events:
                 for event in events:
@@ -222,39 +238,41 @@ class Chat:
             save.now()
         yield reply
 
-    def _base_of(self, reply: Reply) -> KnowledgeBase | None:
-        """The knowledge base that a reply which goes on was given its passages from, if it is still there."""
-        if reply.evidence.base is None:
-            return None
+    def _base_of(self, reply: Reply) -> KnowledgeBase | Several | None:
+        """The knowledge bases that a reply which goes on was given its passages from, if they are still there."""
         try:
-            return self.library.open(reply.evidence.base)
+            return self.library.ask(reply.evidence.base)
         except (LibraryError, KnowledgeBaseError, FetchError):
             return None
 
-    def _question(self, conversation: str, path: Sequence[StoredMessage], base: str | None) -> Question:
+    def _question(self, conversation: str, path: Sequence[StoredMessage], base: Asked) -> Question:
         """What is to be answered, at the end of the path; its last message is the reply, which may have begun."""
         *earlier, asked, begun = path
         wanted = self.store.conversation(conversation).preferences
-        whole = _summed_up(asked)
+        whole = _told_of(asked)
+        beside = () if whole.whole else tuple(whole.documents)
         if whole.whole:
             if begun.content:
                 raise DigestError("A summary of a document can't go on where it ended; regenerate it.")
-            opened = self.library.open(whole.base)
+            opened = self.library.ask(whole.base)
             reply = wanted.max_tokens or REPLY
-            return Question(asked.content, (), opened, None, wanted.options(), reply, document=whole.documents[0])
+            document = whole.documents[0]
+            options = wanted.options()
+            return Question(asked.content, (), opened, None, options, reply, document=document, beside=(document,))
         question = Question(
             asked.content,
             _history(earlier),
-            self.library.open(base) if base else None,
+            self.library.ask(base),
             wanted.system,
             wanted.options(),
             wanted.max_tokens or REPLY,
             summarise=self.summarise,
             summary=_summary(earlier),
-            mode=wanted.mode or "documents",
-            followups=wanted.followups is not False,
+            mode="documents" if beside and wanted.mode == "chat" else wanted.mode or "documents",
+            followups=wanted.followups or "rule",
             retrieving=wanted.retrieval or Retrieving(),
-            cited=_cited(earlier),
+            beside=beside,
+            cited=_cited([*earlier, asked]),
         )
         if not begun.content:
             if base != wanted.knowledge_base:  # the next turn asks the same, also after a restart
@@ -277,8 +295,15 @@ def _history(messages: Sequence[StoredMessage]) -> list[Turn]:
     return turns
 
 
-def _summed_up(asked: StoredMessage) -> Evidence:
-    """Beside a question: the document that is to be summed up."""
+def question_beside(text: str, beside: Sequence[Beside]) -> StoredMessage:
+    """A user's message with the documents that are put beside it: their ids, and their names for those who read it."""
+    names = tuple({"name": each.name, "page": None, "score": 1.0, "text": ""} for each in beside)
+    told = Evidence(documents=[each.id for each in beside]).as_json()
+    return StoredMessage("user", whole_characters(text), sources=names, evidence=told)
+
+
+def _told_of(asked: StoredMessage) -> Evidence:
+    """What stands beside a question: the document that is to be summed up, or those that it is about."""
     return Evidence.from_json(asked.evidence)
 
 
@@ -290,7 +315,7 @@ def _passages(reply: StoredMessage) -> tuple[Passage, ...]:
 
 
 def _cited(messages: Sequence[StoredMessage]) -> tuple[str, ...]:
-    """The names of the files that the last reply with sources was given, best first."""
+    """The names of the files that the last reply with sources was given, best first; or that a question was put to."""
     sources = next((message.sources for message in reversed(messages) if message.sources), ())
     return tuple(dict.fromkeys(source["name"] for source in sources))
 
@@ -331,6 +356,7 @@ class _Saver:
 def _note(reply: Reply, event: Any) -> None:
     match event:
         case Found(passages=passages) | Plan(passages=passages):
+            reply.state = "waiting" if reply.state in ("loading", "opening") else reply.state
             reply.sources, reply.ahead = [passage_data(passage) for passage in passages], 0
             reply.unanswered = isinstance(event, Found) and not event.answered
             if any(passage.document for passage in passages):  # those of a reply that goes on are known by their texts
@@ -338,11 +364,18 @@ def _note(reply: Reply, event: Any) -> None:
             if isinstance(event, Plan):
                 reply.plan, reply.ids = event, list(event.prompt.begun)
             else:
+                reply.state = "waiting"
                 reply.evidence.searched_for, reply.evidence.chat = event.searched_for, event.chat
         case Quoted():
             reply.evidence.quote = quote_data(event)
+        case Opening():
+            reply.state, reply.opening = "opening", event
         case Waiting(ahead=ahead):
             reply.ahead = ahead
+        case Rewriting():
+            reply.state = "rewriting"
+        case Loading(name=name):
+            reply.state, reply.ahead, reply.loading = "loading", 0, name
         case Summarising():
             reply.state = "summarising"
         case Part():

@@ -1,4 +1,5 @@
-"""Behind the page after a start: fetch the embedded models once, load the chat model, warm the embedder."""
+"""Behind the page after a start: fetch the embedded models once, load the chat model, warm the embedder, and go on with
+the downloads of others."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from knowledge.embedder import LocalEmbeddings
 from models import CheckpointError
 
 from . import checkpoints
+from .downloads import Downloads
 from .engine import Engine, EngineError, Source
 from .hardware import Machine, detect
 from .planner import plan_for
 from .settings import Settings
+from .shelf import Shelf
 
 #: The share of the memory that a plan leaves which caches of earlier prompts may take: other programs want some too.
 WARM_SHARE = 0.5
@@ -31,7 +34,10 @@ class Fetching:
 
 
 class Startup:
-    """Runs once, in a thread of its own; `fetching` is what the page shows meanwhile."""
+    """Runs in a thread of its own, once unless something could not be had; `fetching` is what the page shows meanwhile.
+
+    `downloads` are those that the user asked for; they have a thread of their own.
+    """
 
     def __init__(
         self,
@@ -47,16 +53,32 @@ class Startup:
         self._lock = threading.Lock()
         self._embeddings: LocalEmbeddings | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="startup", daemon=True)
+        self._thread = self._new_thread()
+        self.downloads = Downloads(settings.data)
+        self.shelf = Shelf(settings)
         self.fetching = Fetching()
         self.notes: tuple[str, ...] = ()  #: what is in the way of this machine's hardware, in sentences
 
     def start(self) -> None:
         self._thread.start()
+        self.downloads.start()
+
+    def again(self) -> None:
+        """Tries once more what could not be fetched or loaded."""
+        with self._lock:
+            if self._thread.is_alive() or self._stopping.is_set():
+                return
+            self.fetching = Fetching()
+            self._thread = self._new_thread()
+            self._thread.start()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self.run, name="startup", daemon=True)
 
     def stop(self, seconds: float) -> None:
         """Ends a fetch that is going on, so that neither pip nor its files outlive the app; waits for that at most."""
         self._stopping.set()
+        self.downloads.stop(seconds)
         if self._thread.is_alive():
             self._thread.join(seconds)
 
@@ -67,7 +89,8 @@ class Startup:
         try:
             if checkpoints.has_embedder(self._settings.data):
                 self.embeddings().load_behind()  # beside the model, which the first question waits for as well
-            self._load_model()
+            if self._engine.source is None:
+                self._load_model()
             self.embeddings().embed_query("warm")  # imports and loads it before it is first needed
         except (checkpoints.FetchError, OSError, RuntimeError) as error:
             self._fail(error)
@@ -104,7 +127,20 @@ class Startup:
             asked,
             adapter=adapter,
             warm=int(WARM_SHARE * plan.left),
+            plan=plan,
         )
+
+    def unload(self) -> None:
+        """Unloads the model; the next reply loads it again, as this machine can hold it then."""
+        self._engine.unload(self._again)
+
+    def anew(self) -> Source:
+        """What was unloaded, as this machine can hold it now. Raises EngineError."""
+        return self._again(self._engine.waiting)
+
+    def _again(self, former: Source) -> Source:
+        planned = self.source(former.path, former.name, former.asked_tier, former.adapter)
+        return replace(planned, chat_format=former.chat_format)
 
     def with_adapter(self, adapter: Path | None) -> Source:
         """What is loaded, with another adapter or none. Raises EngineError."""
@@ -114,8 +150,7 @@ class Startup:
                 return replace(source, adapter=adapter)
         except (CheckpointError, OSError) as error:
             raise EngineError(str(error)) from error
-        planned = self.source(source.path, source.name, source.asked_tier, adapter)
-        return replace(planned, chat_format=source.chat_format)
+        return self._again(replace(source, adapter=adapter))
 
     def machine(self) -> Machine:
         """The machine as it is once the loaded model has been released, which comes before another one is read."""

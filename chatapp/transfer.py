@@ -37,6 +37,7 @@ class SourceFile(_Strict):
     page: int | None
     score: float
     text: Text
+    base: Text | None = None
 
 
 class MessageFile(_Strict):
@@ -64,7 +65,7 @@ class MessageFile(_Strict):
 
     def message(self) -> StoredMessage:
         values = self._shared(self)
-        sources = tuple(source.model_dump() for source in self.sources)
+        sources = tuple(source.model_dump(exclude_defaults=True) for source in self.sources)
         # Nobody here goes on writing what another program was writing.
         state = "interrupted" if self.state == "writing" else self.state
         return StoredMessage(**{**values, "sources": sources, "state": state, "ids": self.ids or None})

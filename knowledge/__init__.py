@@ -7,6 +7,7 @@ from knowledge.ingest import Ingested, Status
 from knowledge.pages import PasswordError
 from knowledge.quote import Quote
 from knowledge.retrieval import Findings, Passage, Where
+from knowledge.several import Several
 
 __all__ = [
     "DocumentError",
@@ -17,6 +18,7 @@ __all__ = [
     "Passage",
     "PasswordError",
     "Quote",
+    "Several",
     "Status",
     "Where",
     "open",

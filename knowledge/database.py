@@ -1,9 +1,10 @@
 """The SQLite file of a knowledge base: the one truth about its documents, pages, chunks, keywords and embeddings."""
 
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A chunk with its document's name."""
+    """A chunk with its document's name; base: the knowledge base that it is from, where several are asked."""
 
     id: int
     document: str
@@ -126,6 +127,7 @@ class StoredChunk:
     label: str | None
     text: str
     headings: str
+    base: str | None = None
 
     @property
     def passage(self) -> str:
@@ -166,6 +168,7 @@ class Database:
 
     def __init__(self, path: Path):
         self.path = path
+        self._closed = False
         self._writing = threading.RLock()
         self._reading = threading.Lock()
         try:
@@ -203,30 +206,41 @@ class Database:
                 self._index_again()
 
     def close(self) -> None:
+        """What still comes then raises KnowledgeBaseError."""
         with self._writing, self._reading:
+            self._closed = True
             self._writer.close()
             self._reader.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is written, or nothing; other processes cannot write meanwhile."""
-        with self._writing, self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
-            yield
+        with self._writing:
+            self._check_open()
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield
 
     def rows(self, query: str, values: Sequence = ()) -> list[tuple]:
         """What a query finds in all that is committed."""
         with self._reading:
+            self._check_open()
             return self._reader.execute(query, values).fetchall()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise KnowledgeBaseError(f"{self.path} is closed; its knowledge base may have been removed.")
 
     def _write(self, statement: str, values: Sequence = ()) -> int:
         """Carry out one statement, inside a transaction or as one; how many rows it changed."""
         with self._writing:
+            self._check_open()
             return self._writer.execute(statement, values).rowcount
 
     def changes_elsewhere(self) -> int:
         """A number that is another one once another process has written."""
         with self._writing:
+            self._check_open()
             return self._writer.execute("PRAGMA data_version").fetchone()[0]
 
     def _setting(self, key: str) -> str | None:
@@ -249,9 +263,11 @@ class Database:
     def documents_from(self, path: str) -> list[StoredDocument]:
         return self._documents("WHERE path = ? ORDER BY added, id", (path,))
 
-    def next_to_read(self) -> StoredDocument | None:
-        """The first file that waits, or whose reading was interrupted."""
-        return next(iter(self._documents("WHERE state IN ('reading', 'waiting') ORDER BY added, id LIMIT 1", ())), None)
+    def next_to_read(self, urgent: Collection[str] = ()) -> StoredDocument | None:
+        """The first file that waits, or whose reading was interrupted; those that are `urgent`, by id, before."""
+        order = "id IN (SELECT value FROM json_each(?)) DESC, added, id"
+        query = f"WHERE state IN ('reading', 'waiting') ORDER BY {order} LIMIT 1"
+        return next(iter(self._documents(query, (json.dumps(list(urgent)),))), None)
 
     def states(self, among: Sequence[State]) -> dict[str, State]:
         """The states of the documents that are in one of these, by id."""

@@ -3,7 +3,7 @@
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from knowledge.database import UNFINISHED, Database, StoredDocument
 from knowledge.dense import Dense
 from knowledge.documents import READERS, suffix_of
 from knowledge.ingest import Ingested, Progress, Queue, Source, Status, clean_name, name_of
+from knowledge.keywords import Corpus
 from knowledge.pages import Page
 from knowledge.quote import Quote, quote
 from knowledge.retrieval import (
@@ -83,6 +84,11 @@ class KnowledgeBase:
     def close(self) -> None:
         self._database.close()
 
+    def end(self) -> None:
+        """Stop all work on the files and close: the folder can be removed then. Nothing can be asked any more."""
+        self._queue.end()
+        self.close()
+
     # Reading
 
     def documents(self) -> list[StoredDocument]:
@@ -123,9 +129,16 @@ class KnowledgeBase:
 
     def citer(self, passages: Sequence[Passage]) -> Citer:
         """What cites an answer from these passages; it may take seconds to get the embedding model ready."""
-        dense = self._dense
-        known = {passage.text: vector for passage in passages if (vector := self._vector_of(passage)) is not None}
-        return Citer([passage.text for passage in passages], dense.embeddings, dense.background, known)
+        return self.citer_with(passages, self.vectors_of(passages))
+
+    def citer_with(self, passages: Sequence[Passage], known: Mapping[str, np.ndarray]) -> Citer:
+        """The same, with the vectors that are known of passages, by their text."""
+        return Citer([passage.text for passage in passages], self._dense.embeddings, self._dense.background, known)
+
+    def vectors_of(self, passages: Sequence[Passage]) -> dict[str, np.ndarray]:
+        """By their text the vectors of those passages that are embedded, float32 [dimension]."""
+        found = ((passage.text, self._vector_of(passage)) for passage in passages)
+        return {text: vector for text, vector in found if vector is not None}
 
     def _vector_of(self, passage: Passage) -> np.ndarray | None:
         """The mean of the vectors of the chunks that were joined into a passage, if they are embedded."""
@@ -148,9 +161,20 @@ class KnowledgeBase:
             return Findings()
         return self._retrieval.find(question, k, where, self._meaning(question), method)
 
-    def rank(self, question: str, where: Where = EVERYWHERE) -> Ranked:
-        """What `find` chooses from, for measuring and for fitting its weights."""
-        return self._retrieval.rank(question, where, self._meaning(question))
+    def rank(self, question: str, where: Where = EVERYWHERE, corpus: Corpus | None = None) -> Ranked:
+        """What `find` chooses from, for measuring and for fitting its weights.
+
+        corpus: what weighs the question's words, where other bases are asked too."""
+        return self._retrieval.rank(question, where, self._meaning(question), corpus)
+
+    def corpus(self, question: str) -> Corpus:
+        """What weighs the words of `question` in this base."""
+        return self._retrieval.corpus(question)
+
+    @property
+    def rerank(self) -> Rerank | None:
+        """What puts passages in order, if anything does."""
+        return self._retrieval.rerank
 
     def _meaning(self, question: str) -> Meaning:
         dense, asked = self._dense, language(question)
@@ -189,13 +213,25 @@ class KnowledgeBase:
         password: opens those of the files that need one; it is not kept.
         """
         sources = list(paths)
-        taken = [self._queue.add(source, password) for source in sources]
+        taken = self.add(sources, password)
         ids = [file.id for file in taken if isinstance(file, StoredDocument)]
         self._work(ids, [None if isinstance(file, Ingested) else file.id for file in taken], progress)
         return [
             file if isinstance(file, Ingested) else self._outcome(file.id, source, password)
             for source, file in zip(sources, taken, strict=True)
         ]
+
+    def add(self, paths: Iterable[Source], password: str | None = None) -> list[StoredDocument | Ingested]:
+        """Take files in, which `work` reads: of each the document that it is, or what there is to say of it already."""
+        return [self._queue.add(path, password) for path in paths]
+
+    def files(self, document_ids: Iterable[str]) -> list[StoredDocument]:
+        """Those of the documents that there are, read or not."""
+        return [file for id in document_ids if (file := self._database.document(id)) is not None]
+
+    def hurry(self, document_ids: Iterable[str]) -> None:
+        """Read these files before others: somebody waits for them."""
+        self._queue.hurry(document_ids)
 
     def _outcome(self, id: str, source: Source, password: str | None) -> Ingested:
         outcome = self._queue.outcome(id, name_of(source))
@@ -271,6 +307,11 @@ class KnowledgeBase:
     def resume(self, document_ids: Iterable[str], password: str | None = None) -> None:
         """Let `work` go on with files that were cancelled, and try those again that failed."""
         self._queue.resume(document_ids, password)
+
+    def read_again(self, document_ids: Iterable[str]) -> None:
+        """Let `work` read these files anew, as when one failed, or what reads it has become better. A document stays
+        the one that it is, and what was read of it before is found until then."""
+        self._queue.read_again(document_ids)
 
     def remove(self, name: str) -> int:
         """Remove every document of this name with all that was made of it. Returns how many there were."""

@@ -13,7 +13,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ class Ingested:
     """What became of one file. known: its content was here already. failed: `reason` says why, in one sentence; in the
     other states it says what else is to be known.
 
-    `pages` is 0 for a file without pages, such as plain text.
+    `pages` is 0 for a file without pages, such as plain text. document: the id of what is known.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Ingested:
     pages: int = 0
     chunks: int = 0
     reason: str | None = None
+    document: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Queue:
         self._step_anywhere = FileLock(folder / "queue.lock")
         self._passwords: dict[str, str] = {}  # in memory only
         self._pending: list[StoredChunk] = []
+        self._urgent: list[str] = []  # ids of files that somebody waits for
         self._pace: float | None = None  # seconds a passage takes to be embedded
         self._drop_strays()
 
@@ -123,7 +125,7 @@ class Queue:
         if renamed or known.name == name:
             self._database.rename(known.id, name, path and str(path), modified)
         if known.state == "done":
-            return Ingested(name, "known", known.pages, known.chunks, reason)
+            return Ingested(name, "known", known.pages, known.chunks, reason, known.id)
         self.resume([known.id])
         return self._database.document(known.id)
 
@@ -195,7 +197,7 @@ class Queue:
 
     def _step(self, tell: Tell) -> None:
         """One step. Nobody else is at one, so that a file that is said to be read is one that a kill interrupted."""
-        document = self._database.next_to_read()
+        document = self._database.next_to_read(self._urgent)
         if document is not None:
             self._read(document, tell)
         else:
@@ -219,7 +221,10 @@ class Queue:
             reason = f"{document.name} could not be read, which is a mistake in this program; its log says more."
             self._database.set_state(document.id, "failed", ("reading",), reason)
             return
+        before = self._database.chunk_ids(document.id)  # where it is read again
         if self._database.store(document.id, pages, chunks, _note(document.name, pages)):
+            with self._lock:
+                self._dense().remove(before)
             tell(f"{document.name}: read", (document.id, 1.0))
 
     def _parse(self, document: StoredDocument, tell: Tell) -> tuple[list[Page], list[Chunk]]:
@@ -293,6 +298,21 @@ class Queue:
                 self._database.set_state(
                     id, state, ("cancelled", "failed"), document.reason if document.chunks else None
                 )
+
+    def read_again(self, ids: Iterable[str]) -> None:
+        """Read files anew, which failed or which were read before: what was read of these is found until then."""
+        for id in ids:
+            self._database.set_state(id, "waiting", ("embedding", "done", "failed", "cancelled"))
+        self._pending = []
+
+    def hurry(self, ids: Iterable[str]) -> None:
+        """Read these files before all others."""
+        self._urgent += ids
+
+    def end(self) -> None:
+        """Stop with all files for good, once what is being done has come to its end."""
+        self.cancel(self._database.states(UNFINISHED))
+        self._step_here.acquire()
 
     def remove(self, document: StoredDocument) -> None:
         ids = self._database.chunk_ids(document.id)

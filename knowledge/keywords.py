@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -75,18 +75,40 @@ class Matches:
         return Matches(self.ids[kept], self.scores[kept], self.weights)
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """What weighs a question's terms: of the chunks that are searched how many there are, how many terms they have
+    together, and how many chunks have each term of the question. Those of several bases add up."""
+
+    chunks: int = 0
+    length: int = 0
+    having: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Corpus") -> "Corpus":
+        having = Counter(self.having)
+        having.update(other.having)
+        return Corpus(self.chunks + other.chunks, self.length + other.length, dict(having))
+
+
 class KeywordIndex:
     """Reads through `rows(query, values)` and writes through the caller's connection, in the caller's transaction."""
 
     def __init__(self, rows: Callable[[str, tuple], Iterable[tuple]]):
         self._rows = rows
 
-    def search(self, question: str) -> Matches:
-        """Every chunk that has a term of `question`."""
+    def search(self, question: str, corpus: Corpus | None = None) -> Matches:
+        """Every chunk that has a term of `question`, which weigh what they weigh in `corpus`, by default here."""
         asked = dict.fromkeys(terms.terms(question))
         found = self._read([_LENGTH, *asked])
         lengths = found.pop(_LENGTH, {})
-        return _score(asked, found, lengths) if lengths else Matches(np.empty(0, np.int64), np.empty(0), {})
+        if not lengths:
+            return Matches(np.empty(0, np.int64), np.empty(0), _weights(asked, corpus) if corpus else {})
+        return _score(asked, found, lengths, corpus or _corpus(found, lengths))
+
+    def corpus(self, question: str) -> Corpus:
+        """What weighs the terms of `question` here."""
+        found = self._read([_LENGTH, *dict.fromkeys(terms.terms(question))])
+        return _corpus(found, found.pop(_LENGTH, {}))
 
     def chinese(self) -> np.ndarray:
         """The ids of the chunks in Chinese, ascending, int64."""
@@ -139,17 +161,29 @@ def _postings(chunks: Mapping[int, str]) -> dict[tuple[str, int], np.ndarray]:
     return {key: np.array(postings, "<u4") for key, postings in found.items()}
 
 
-def _score(asked: Iterable[str], found: dict[str, dict[int, np.ndarray]], lengths: dict[int, np.ndarray]) -> Matches:
+def _corpus(found: dict[str, dict[int, np.ndarray]], lengths: dict[int, np.ndarray]) -> Corpus:
+    counts = [postings & _COUNT_MASK for postings in lengths.values()]
+    having = {term: sum(map(len, blocks.values())) for term, blocks in found.items()}
+    return Corpus(sum(map(len, counts)), sum(int(part.sum(dtype=np.int64)) for part in counts), having)
+
+
+def _weights(asked: Iterable[str], corpus: Corpus) -> dict[str, float]:
+    return {term: _weight(corpus.chunks, corpus.having.get(term, 0)) for term in asked}
+
+
+def _score(
+    asked: Iterable[str], found: dict[str, dict[int, np.ndarray]], lengths: dict[int, np.ndarray], corpus: Corpus
+) -> Matches:
     blocks = np.array(sorted(lengths))
     starts = {block: row * _BLOCK for row, block in enumerate(blocks.tolist())}
     # Over all places of all blocks; where there is no chunk, nothing is read or written.
     damping, scores = np.zeros((2, len(blocks) * _BLOCK))
     places, counts = _places(lengths, starts)
-    damping[places] = _K1 * (1 - _B + _B * counts / max(1.0, counts.mean()))  # what BM25 adds to a count below the line
-    weights = dict.fromkeys(asked, _weight(len(places), 0))
+    usual = max(1.0, corpus.length / corpus.chunks)
+    damping[places] = _K1 * (1 - _B + _B * counts / usual)  # what BM25 adds to a count below the line
+    weights = _weights(asked, corpus)
     for term, postings in found.items():
         term_places, term_counts = _places(postings, starts)
-        weights[term] = _weight(len(places), len(term_places))
         scores[term_places] += weights[term] * (_K1 + 1) * term_counts / (term_counts + damping[term_places])
     (matched,) = np.nonzero(scores)
     return Matches(blocks[matched // _BLOCK] * _BLOCK + matched % _BLOCK, scores[matched], weights)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from knowledge import ranking, relevance, terms
 from knowledge.background import LANGUAGES, Background
 from knowledge.database import Database, StoredChunk
-from knowledge.keywords import KeywordIndex, Matches
+from knowledge.keywords import Corpus, KeywordIndex, Matches
 from knowledge.ranking import Candidate
 
 Rerank = Callable[[str, Sequence[str]], Sequence[float]]
@@ -30,7 +30,8 @@ _MIDDLE, _SLOPE = 13.8, 0.62
 class Passage:
     """A found piece of a document, under its headings: `page` is 1-based or None, `label` the name of a sheet.
 
-    score: about how likely it is that it answers, 0 to 1.
+    score: about how likely it is that it answers, 0 to 1. base: the knowledge base that it is from, where several are
+    asked.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Passage:
     text: str
     document: str
     label: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class Findings:
 @dataclass(frozen=True)
 class Where:
     """Which documents are searched: those with one of `names`, from below `folder`, added (seconds since 1970) from
-    `since` on and before `until`. What is None does not matter."""
+    `since` on and before `until`, with one of the ids `documents`. What is None does not matter."""
 
     names: Collection[str] | None = None
     folder: str | None = None
     since: float | None = None
     until: float | None = None
+    documents: Collection[str] | None = None
 
     def chunk_ids(self, database: Database) -> np.ndarray | None:
         """The ids of their chunks, ascending, int64; None if all are searched."""
@@ -76,11 +79,16 @@ class Where:
         return np.array([id for (id,) in database.rows(query, [value for _, value in conditions])], np.int64)
 
     def _conditions(self) -> Iterable[tuple[str, str | float | None]]:
-        names, folder = self.names, self.folder
-        yield "name IN (SELECT value FROM json_each(?))", names if names is None else json.dumps(list(names))
+        folder = self.folder
+        yield "name IN (SELECT value FROM json_each(?))", _listed(self.names)
+        yield "documents.id IN (SELECT value FROM json_each(?))", _listed(self.documents)
         yield "instr(path, ?) = 1", folder if folder is None else os.path.join(folder, "")
         yield "added >= ?", self.since
         yield "added < ?", self.until
+
+
+def _listed(values: Collection[str] | None) -> str | None:
+    return values if values is None else json.dumps(list(values))
 
 
 EVERYWHERE = Where()
@@ -166,7 +174,7 @@ class Retrieval:
     def __init__(self, database: Database, rerank: Rerank | None = None):
         self._database = database
         self._keywords = KeywordIndex(database.rows)
-        self._rerank = rerank
+        self.rerank = rerank
 
     def chinese(self) -> np.ndarray:
         """The ids of the chunks in Chinese, ascending, int64."""
@@ -174,17 +182,16 @@ class Retrieval:
 
     def find(self, question: str, k: int, where: Where, near: Meaning, method: str = "both") -> Findings:
         """The `k` best passages among the documents that `where` names, in the order of one of ranking.METHODS."""
-        ranked = self.rank(question, where, near)
-        candidates = ranking.METHODS[method](ranked.candidates)
-        likely = judge(question, ranked)
-        if self._rerank is not None:
-            candidates = self._reranked(question, candidates)
-        return Findings(tuple(_passages(candidates, k)), likely)
+        return findings(question, self.rank(question, where, near), k, method, self.rerank)
 
-    def rank(self, question: str, where: Where, near: Meaning) -> Ranked:
+    def corpus(self, question: str) -> Corpus:
+        """What weighs the terms of `question` here, for other bases that are asked at the same time."""
+        return self._keywords.corpus(question)
+
+    def rank(self, question: str, where: Where, near: Meaning, corpus: Corpus | None = None) -> Ranked:
         """The candidates among the documents that `where` names, before anything is joined or left out."""
         allowed = where.chunk_ids(self._database)
-        matches, near = self._keywords.search(question).within(allowed), near.within(allowed)
+        matches, near = self._keywords.search(question, corpus).within(allowed), near.within(allowed)
         candidates = ranking.in_order(self._candidates(language(question), matches, near))
         return Ranked(candidates, matches.weights, near.nearness[near.own])
 
@@ -205,11 +212,32 @@ class Retrieval:
             if id in chunks
         ]
 
-    def _reranked(self, question: str, ranked: list[Candidate]) -> list[Candidate]:
-        first = ranked[:_RERANKED]
-        scores = self._rerank(question, [candidate.chunk.passage for candidate in first])
-        order = sorted(range(len(first)), key=lambda place: -scores[place])
-        return [first[place] for place in order] + ranked[_RERANKED:]
+
+def findings(question: str, ranked: Ranked, k: int, method: str, rerank: Rerank | None) -> Findings:
+    """The `k` best passages of what was ranked, in the order of one of ranking.METHODS."""
+    candidates = ranking.METHODS[method](ranked.candidates)
+    if rerank is not None:
+        candidates = _reranked(question, candidates, rerank)
+    return Findings(tuple(_passages(candidates, k)), judge(question, ranked))
+
+
+def together(ranked: Mapping[str, Ranked]) -> Ranked:
+    """What was ranked in several bases, by name, with the same corpus and the same embedding model, as one."""
+    found = [
+        replace(candidate, chunk=replace(candidate.chunk, base=name))
+        for name, each in ranked.items()
+        for candidate in each.candidates
+    ]
+    weights = next((each.weights for each in ranked.values()), {})
+    nearnesses = np.concatenate([np.empty(0), *(each.nearnesses for each in ranked.values())])
+    return Ranked(ranking.in_order(found), weights, nearnesses)
+
+
+def _reranked(question: str, ranked: list[Candidate], rerank: Rerank) -> list[Candidate]:
+    first = ranked[:_RERANKED]
+    scores = rerank(question, [candidate.chunk.passage for candidate in first])
+    order = sorted(range(len(first)), key=lambda place: -scores[place])
+    return [first[place] for place in order] + ranked[_RERANKED:]
 
 
 def _passages(ranked: Sequence[Candidate], k: int) -> list[Passage]:
@@ -235,7 +263,7 @@ def _join(groups: list[list[StoredChunk]], chunk: StoredChunk) -> bool:
     """Put `chunk` to a group that it touches; whether there was one."""
     for group in groups:
         first, last = group[0], group[-1]
-        if len(group) < _JOINED and (chunk.document, chunk.page) == (first.document, first.page):
+        if len(group) < _JOINED and _page_of(chunk) == _page_of(first):
             if chunk.position == last.position + 1:
                 group.append(chunk)
                 return True
@@ -245,13 +273,17 @@ def _join(groups: list[list[StoredChunk]], chunk: StoredChunk) -> bool:
     return False
 
 
+def _page_of(chunk: StoredChunk) -> tuple[str | None, str, int | None]:
+    return chunk.base, chunk.document, chunk.page
+
+
 def _passage(group: Sequence[StoredChunk], score: float) -> Passage:
     first = group[0]
     text = first.passage
     for before, chunk in pairwise(group):
         new = chunk.text if chunk.headings == before.headings else chunk.passage
         text += _continued(text, new)
-    return Passage(first.name, first.page, score, text, first.document, first.label)
+    return Passage(first.name, first.page, score, text, first.document, first.label, first.base)
 
 
 def _continued(text: str, more: str) -> str:

@@ -6,7 +6,7 @@ from .chat_formats import chat_formats
 from .drafting import Lookup
 from .fill import fill_prompt
 from .footprint import Footprint, footprint
-from .formats import is_adapter, open_adapter
+from .formats import check_files, is_adapter, open_adapter
 from .generate import CHUNK, End, Event, Read, Timings, Token, generate
 from .inspection import Report, inspect
 from .loader import LoadedModel, adapted, family_of, load, load_tokenizer
@@ -36,6 +36,7 @@ __all__ = [
     "Token",
     "adapted",
     "chat_formats",
+    "check_files",
     "clear_blocks",
     "family_of",
     "fill_prompt",

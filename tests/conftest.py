@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ HERE = Path(__file__).parent
 #: The same examples in every run, however slow the machine is: what one run finds, the next one shows too.
 settings.register_profile("quatrain", deadline=None, derandomize=True)
 settings.load_profile("quatrain")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What other programs have downloaded on this machine is not found, nor by the apps that tests start."""
+    empty = str(tmp_path_factory.mktemp("caches"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "MODELSCOPE_CACHE"):
+            patch.setenv(name, empty)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,7 @@ def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
         page = app.watch(browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900}).new_page())
         page.goto(app.address)
         expect(page.locator("#model input")).not_to_have_value("")
-        page.locator("#base input").click()
-        page.get_by_role("option", name="诗").click()
+        page.locator("#base").get_by_label("诗").check()
         ask(page, "太行雪昨夜飞入来是谁写的？")
         mark = reply(page).locator("a.mark")
         expect(mark).to_have_text("[1]")
@@ -72,7 +71,7 @@ def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
         panel.get_by_text("全部来源").click()
         expect(page.locator("#sources .card").first).to_be_visible()
 
-        fold = page.locator("#right .fold")
+        fold = page.locator("#right [data-fold]")
         expect(fold).to_contain_text("收起或展开来源")
         fold.press("Enter")
         expect(page.locator("#sources")).to_be_hidden()

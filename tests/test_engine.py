@@ -12,9 +12,9 @@ import torch
 
 from chatapp.conversation import Plan, plan
 from chatapp.effort import Effort
-from chatapp.engine import Cancelled, Engine, EngineError, Source, Waiting
+from chatapp.engine import Cancelled, Engine, EngineError, Loading, Source, Waiting
 from models import CheckpointError, End, LoadedModel, Read, Sampling
-from tests.fakes import Gate, ready_engine, scripted, written
+from tests.fakes import Gate, ready_engine, scripted, watch_caches, written
 from tests.waiting import eventually, in_thread
 
 
@@ -365,6 +365,112 @@ def test_requests_wait_while_a_model_is_loaded() -> None:
     gate.open()
     loading.join(20)
     assert written(events) == "Hello!"
+
+
+# Unloading
+
+
+def test_an_unloaded_model_is_released_with_its_caches() -> None:
+    loaded = scripted("Hello, this is a reply that is long enough to be kept")
+    caches = watch_caches(loaded)
+    model = weakref.ref(loaded.model)
+    engine = Engine(Shelf(one=loaded))
+    engine.load(source("one"))
+    list(start(engine))
+    assert any(each() is not None for each in caches) and engine.nbytes > 0
+    engine._loader = Shelf(one=scripted("again"))
+    del loaded
+    engine.unload(lambda _: source("one"))
+    gc.collect()
+    assert model() is None and all(each() is None for each in caches)
+    assert (engine.status.state, engine.status.name, engine.source, engine.nbytes) == ("unloaded", "one", None, 0)
+    with pytest.raises(EngineError, match="was unloaded; press Load"):
+        engine.loaded  # noqa: B018 - the property raises
+
+
+def test_the_next_reply_loads_it_again_and_says_so() -> None:
+    engine = Engine(Shelf(one=scripted("one"), smaller=scripted("smaller")))
+    engine.load(source("one"))
+    engine.unload(lambda _: source("smaller"))
+    events = list(start(engine))
+    assert events[0] == Loading("one") and written(iter(events)) == "smaller"
+    assert (engine.status.state, engine.status.name) == ("ready", "smaller")
+    assert not any(isinstance(event, Loading) for event in start(engine))
+    assert list(engine.wake(threading.Event())) == []
+
+
+def test_another_model_can_be_put_by_for_the_next_reply() -> None:
+    engine = Engine(Shelf(one=scripted("one"), two=scripted("two")))
+    assert not engine.put_by(source("two"))
+    engine.load(source("one"))
+    assert not engine.put_by(source("two")) and engine.waiting is None
+    engine.unload(lambda former: former)
+    assert engine.waiting == source("one")
+    assert engine.put_by(source("two")) and engine.waiting == source("two")
+    assert (engine.status.state, engine.status.name) == ("unloaded", "two")
+    assert written(start(engine)) == "two" and engine.waiting is None
+
+
+def test_unloading_waits_for_the_reply_that_runs() -> None:
+    gate = Gate()
+    engine = Engine(Shelf(one=scripted("whole", before=gate)))
+    engine.load(source("one"))
+    reply_thread, reply = in_thread(lambda: written(start(engine)))
+    gate.reached.wait(20)
+    unloading, _ = in_thread(lambda: engine.unload(lambda _: source("one")))
+    eventually(lambda: len(engine._queue) == 2)
+    later_thread, later = in_thread(lambda: written(start(engine)))
+    eventually(lambda: len(engine._queue) == 3)
+    assert engine.status.state == "ready"
+    gate.open()
+    for thread in (reply_thread, unloading, later_thread):
+        thread.join(20)
+    assert reply == later == ["whole"]  # the later one has loaded it again
+
+
+def test_what_is_not_loaded_can_not_be_unloaded() -> None:
+    engine = Engine(Shelf())
+    engine.unload(lambda _: source("one"))
+    assert engine.status.state == "empty"
+    assert list(engine.wake(threading.Event())) == []
+
+
+def test_stop_ends_loading_again_and_it_stays_to_be_had() -> None:
+    cancel = threading.Event()
+    loads = []
+
+    def load(path: Path, progress: Callable[[int, int], None], **options: Any) -> LoadedModel:
+        loads.append(path.name)
+        if len(loads) == 2:
+            cancel.set()
+        progress(1, 2)
+        return scripted("Hi")
+
+    engine = Engine(load)
+    engine.load(source("one"))
+    engine.unload(lambda _: source("one"))
+    with pytest.raises(Cancelled):
+        list(start(engine, cancel=cancel))
+    assert (engine.status.state, engine.status.name) == ("unloaded", "one")
+    assert written(start(engine)) == "Hi"
+
+
+def test_a_model_that_no_longer_fits_is_said_and_stays_to_be_had() -> None:
+    engine = Engine(Shelf(one=scripted("one"), other=scripted("other")))
+    engine.load(source("one"))
+
+    def again(former: Source) -> Source:
+        raise EngineError("one could not be loaded: 9.9 GiB are needed.")
+
+    engine.unload(again)
+    with pytest.raises(EngineError, match="9.9 GiB"):
+        list(start(engine))
+    assert engine.status.state == "unloaded"
+    with pytest.raises(EngineError, match="could not be loaded"):
+        engine.load(source("broken"))
+    assert (engine.status.state, engine.status.name) == ("unloaded", "one")
+    engine.load(source("other"))
+    assert written(start(engine)) == "other"
 
 
 # Failures inside the model

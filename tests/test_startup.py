@@ -17,6 +17,7 @@ from chatapp.startup import Fetching, Startup
 from models import CheckpointError, LoadedModel
 from tests.fakes import Gate, HashEmbeddings, scripted
 from tests.tiny import LLAMA, byte_level_tokenizer, save_folder
+from tests.waiting import eventually
 
 NO_MODEL = FetchError("SmolLM2 could not be fetched.")
 NO_EMBEDDER = FetchError("e5 could not be fetched.")
@@ -166,6 +167,24 @@ def test_without_network_one_sentence_is_said_and_shown(
     assert engine.status.state == "empty"
 
 
+def test_what_could_not_be_fetched_is_tried_again(tmp_path: Path, fetch: Callable[..., list[str]]) -> None:
+    fetch(model=NO_MODEL)
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine, lambda line: None)
+    begun.start()
+    eventually(lambda: begun.fetching.failure)
+    fetch()
+    begun.again()
+    eventually(lambda: engine.status.state == "ready" and begun.fetching == Fetching())
+    loaded = engine.source
+    eventually(lambda: begun.again() or len(begun.embeddings().asked) > 1)  # while it works, it does not begin again
+    assert engine.source is loaded
+    begun.stop(20)
+    before = list(begun.embeddings().asked)
+    begun.again()
+    assert begun.embeddings().asked == before
+
+
 def test_an_embedder_that_is_missing_does_not_stop_the_chat(
     tmp_path: Path, fetch: Callable[..., list[str]], said: list[str]
 ) -> None:
@@ -284,3 +303,17 @@ def test_stopping_before_starting_is_possible(tmp_path: Path) -> None:
     begun = Startup(settings(tmp_path), Engine())
     begun.stop(0)
     assert begun.fetching == Fetching()
+
+
+def test_what_was_unloaded_is_planned_anew_for_the_next_reply(tmp_path: Path) -> None:
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path), engine)
+    begun.unload()
+    assert engine.status.state == "empty"
+    engine.load(begun.source(tmp_path / "m", "m", "int8"))
+    engine.use_chat_format("plain")
+    begun.unload()
+    assert (engine.status.state, engine.waiting.asked_tier, engine.source) == ("unloaded", "int8", None)
+    assert [type(event).__name__ for event in engine.wake(threading.Event())] == ["Loading"]
+    assert (engine.status.state, engine.source.asked_tier, engine.chat_format) == ("ready", "int8", "plain")
+    assert engine.source.plan is not None

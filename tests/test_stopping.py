@@ -19,7 +19,8 @@ from chatapp.session import Chat
 from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
-from chatapp.ui.handlers import Handlers
+from chatapp.ui.chat import Turns
+from chatapp.ui.section import Desk
 from models import CHUNK, LoadedModel, Read, Token
 from tests.fakes import Gate, HashEmbeddings, ready_engine, scripted, watch_caches, written
 from tests.waiting import eventually, in_thread
@@ -161,21 +162,21 @@ def test_users_who_talk_at_the_same_time_never_see_each_others_text(tmp_path: Pa
     assert all(len({letter for letter in prompt if letter in "ABC"}) == 1 for prompt in loaded.model.prompts)
 
 
-def handlers_over(folder: Path, engine: Engine) -> Handlers:
+def turns_over(folder: Path, engine: Engine) -> Turns:
     settings = parse(["--data", str(folder), "--lang", "en"], {})
-    return Handlers(settings, chat_over(folder, engine), Startup(settings, engine, lambda line: None))
+    return Turns(Desk(settings, chat_over(folder, engine), Startup(settings, engine, lambda line: None)))
 
 
 @pytest.mark.parametrize("way", ["stop", "leave"])
 def test_stop_or_a_closed_tab_ends_the_replies_of_its_own_browser_only(tmp_path: Path, way: str) -> None:
     gate = Gate()
-    handlers = handlers_over(tmp_path, engine := ready_engine(scripted(REPLY, before=gate)))
+    turns = turns_over(tmp_path, engine := ready_engine(scripted(REPLY, before=gate)))
     here, there = gr.Request(headers={}, session_hash="here"), gr.Request(headers={}, session_hash="there")
-    first, shown_here = in_thread(lambda: list(handlers.send("hi", [], None, None, here)))
+    first, shown_here = in_thread(lambda: list(turns.send("hi", [], None, None, here)))
     gate.reached.wait(20)
-    second, shown_there = in_thread(lambda: list(handlers.send("hello", [], None, None, there)))
+    second, shown_there = in_thread(lambda: list(turns.send("hello", [], None, None, there)))
     eventually(lambda: len(engine._queue) == 2)
-    getattr(handlers, way)(here)
+    getattr(turns, way)(here)
     gate.open()
     first.join(20)
     second.join(20)
@@ -188,13 +189,13 @@ def test_stop_or_a_closed_tab_ends_the_replies_of_its_own_browser_only(tmp_path:
 @pytest.mark.parametrize("way", ["stop", "leave"])
 def test_a_closed_tab_gives_up_its_place_in_the_queue(tmp_path: Path, way: str) -> None:
     gate = Gate()
-    handlers = handlers_over(tmp_path, engine := ready_engine(scripted(REPLY, before=gate)))
+    turns = turns_over(tmp_path, engine := ready_engine(scripted(REPLY, before=gate)))
     running, _ = in_thread(lambda: written(start(engine)))
     gate.reached.wait(20)
     request = gr.Request(headers={}, session_hash="here")
-    waiting, _ = in_thread(lambda: list(handlers.send("hi", [], None, None, request)))
+    waiting, _ = in_thread(lambda: list(turns.send("hi", [], None, None, request)))
     eventually(lambda: len(engine._queue) == 2)
-    getattr(handlers, way)(request)
+    getattr(turns, way)(request)
     eventually(lambda: len(engine._queue) == 1)
     gate.open()
     running.join(20)

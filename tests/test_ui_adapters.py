@@ -21,7 +21,8 @@ from chatapp.session import Chat
 from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
-from chatapp.ui.handlers import Handlers
+from chatapp.ui.model import Model
+from chatapp.ui.section import Desk
 from tests.fakes import HashEmbeddings
 from tests.tiny import LLAMA, build, byte_level_tokenizer, save_folder, write_lora
 
@@ -38,7 +39,7 @@ class App:
         self.engine = Engine(self._load)
         self.startup = Startup(settings, self.engine)
         self.chat = Chat(self.engine, Library(data / "kb", HashEmbeddings), Store(data / "conversations.db"))
-        self.handlers = Handlers(settings, self.chat, self.startup)
+        self.model = Model(Desk(settings, self.chat, self.startup))
         self.folder = data / "checkpoints"
 
     def _load(self, path: Path, **options: Any) -> models.LoadedModel:
@@ -50,7 +51,7 @@ class App:
 
     def choose(self, adapter: str) -> dict[str, Any]:
         """Chooses in the box; what the box shows then."""
-        *_, last = self.handlers.choose_adapter(adapter, None)
+        *_, last = self.model.choose_adapter(adapter, None)
         return last[2]
 
     def logits(self) -> torch.Tensor:
@@ -81,20 +82,20 @@ def app(tmp_path: Path) -> Iterator[App]:
 
 
 def test_those_of_the_loaded_model_are_offered(app: App) -> None:
-    box = app.handlers._models("en")[2]
+    box = app.model._models("en")[2]
     assert box["choices"] == [("None", ""), *((name, name) for name in ("a", "b", "long", "tiny-delta"))]
     assert box["value"] == "" and box["visible"]
     app.engine.load(app.startup.source(app.folder / "other", "other"))
-    assert app.handlers._models("en")[2]["choices"] == [("None", ""), ("elsewhere", "elsewhere")]
-    assert [found.name for found in app.handlers._found()] == ["other", "tiny"]
+    assert app.model._models("en")[2]["choices"] == [("None", ""), ("elsewhere", "elsewhere")]
+    assert [found.name for found in app.model._found()] == ["other", "tiny"]
 
 
 def test_the_box_is_hidden_where_there_are_none(tmp_path: Path) -> None:
     save_folder(tmp_path / "checkpoints" / "tiny", LLAMA, byte_level_tokenizer())
     started = App(tmp_path)
-    assert not started.handlers._models("en")[2]["visible"]
+    assert not started.model._models("en")[2]["visible"]
     started.start()
-    assert not started.handlers._models("en")[2]["visible"]
+    assert not started.model._models("en")[2]["visible"]
 
 
 def test_lora_is_switched_without_reading_the_base_again(app: App) -> None:
@@ -120,9 +121,9 @@ def test_what_has_to_be_merged_is_read_anew_and_the_page_does_the_same(app: App)
 
 def test_another_tier_keeps_the_adapter_and_another_model_drops_it(app: App) -> None:
     app.choose("a")
-    *_, last = app.handlers.choose_model("tiny", "int8", None)
+    *_, last = app.model.choose_model("tiny", "int8", None)
     assert last[2]["value"] == "a" and app.engine.status.tier == "int8"
-    *_, last = app.handlers.choose_model("other", "int8", None)
+    *_, last = app.model.choose_model("other", "int8", None)
     assert last[2]["value"] == "" and app.engine.status.writer == "other"
 
 
@@ -132,7 +133,7 @@ def test_a_switch_that_fails_leaves_the_former_one(app: App, monkeypatch: pytest
     app.choose("a")
     before = app.logits()
     (app.folder / "b" / "adapter_model.safetensors").write_bytes(b"broken")
-    assert "b" not in dict(app.handlers._models("en")[2]["choices"])  # what can't be applied is not offered
+    assert "b" not in dict(app.model._models("en")[2]["choices"])  # what can't be applied is not offered
     with pytest.raises(EngineError, match=r"b.adapter_model\.safetensors is damaged"):
         app.engine.load(app.startup.with_adapter(app.folder / "b"))
     edited = load_file(app.folder / "long" / "adapter_model.safetensors")
@@ -149,7 +150,7 @@ def test_the_command_line_names_one(app: App, tmp_path: Path, monkeypatch: pytes
     begun = App(tmp_path, "--model", str(app.folder / "tiny"), "--adapter", str(outside))
     begun.startup._load_model()
     assert begun.engine.status.writer == "tiny + c"
-    box = begun.handlers._models("en")[2]
+    box = begun.model._models("en")[2]
     assert box["value"] == str(outside) and (str(outside), str(outside)) in box["choices"]
     wrong = App(tmp_path, "--model", str(app.folder / "tiny"), "--adapter", str(app.folder / "elsewhere"))
     wrong.startup._load_model()

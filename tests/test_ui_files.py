@@ -17,6 +17,7 @@ from chatapp.store import Store
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
+from tests.waiting import eventually
 
 TEXT = "The rent is 1,200 francs a month, due on the first day."
 
@@ -42,7 +43,7 @@ class Visitor:
 
     def add(self, path: str, name: str) -> dict[str, Any]:
         file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        return self.call("add_files", [file], None)
+        return self.call("add_files", [file], [], None)
 
     def documents(self) -> list[str]:
         bases = [self.library.open(name) for name in self.library.names()]
@@ -67,7 +68,7 @@ def visitor(tmp_path: Path, uploads: Path) -> Iterator[Visitor]:
 def test_an_upload_becomes_a_document_and_its_copy_goes(visitor: Visitor, uploads: Path) -> None:
     answer = visitor.client.post("/gradio_api/upload", files={"files": ("合同 (1).txt", TEXT.encode())})
     assert visitor.add(answer.json()[0], "合同 (1).txt")["success"]
-    assert visitor.documents() == ["合同 (1).txt"]
+    eventually(lambda: visitor.documents() == ["合同 (1).txt"])
     assert [path for path in uploads.rglob("*") if path.is_file()] == []
 
 

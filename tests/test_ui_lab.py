@@ -16,7 +16,8 @@ from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
 from chatapp.ui import lab
-from chatapp.ui.handlers import Handlers
+from chatapp.ui.lab import Lab
+from chatapp.ui.section import Desk
 from knowledge import KnowledgeBase
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 
@@ -45,9 +46,9 @@ def base(chat: Chat) -> KnowledgeBase:
 
 
 @pytest.fixture
-def handlers(chat: Chat, tmp_path: Path) -> Handlers:
+def searching(chat: Chat, tmp_path: Path) -> Lab:
     settings = parse(["--data", str(tmp_path), "--lang", "en"], {})
-    return Handlers(settings, chat, Startup(settings, chat.engine))
+    return Lab(Desk(settings, chat, Startup(settings, chat.engine)))
 
 
 REQUEST = gr.Request()
@@ -71,22 +72,22 @@ def test_words_alone_find_only_what_has_them(base: KnowledgeBase) -> None:
     assert lab.results("francs", ranked, Retrieving(method="meaning"), "en").count("<article") == len(NOTES)
 
 
-def test_a_question_without_a_base_says_what_to_do(handlers: Handlers) -> None:
+def test_a_question_without_a_base_says_what_to_do(searching: Lab) -> None:
     for question, base in (("rent?", None), (" ", "notes")):
-        assert "Choose a knowledge base" in handlers.examine(question, base, 4, 0.5, "both", REQUEST)
-    assert "⚠" in handlers.examine("rent?", "no such base", 4, 0.5, "both", REQUEST)
-    assert "rent.txt" in handlers.examine("rent?", "notes", 4, 0.5, "both", REQUEST)
+        assert "Choose a knowledge base" in searching.examine(question, base, 4, 0.5, "both", REQUEST)
+    assert "⚠" in searching.examine("rent?", "no such base", 4, 0.5, "both", REQUEST)
+    assert "rent.txt" in searching.examine("rent?", "notes", 4, 0.5, "both", REQUEST)
 
 
-def test_a_conversation_keeps_how_it_searches(handlers: Handlers, chat: Chat) -> None:
-    conversation, _ = handlers.prefer_retrieval(None, 2, 0.25, "words", False, REQUEST)
-    assert handlers.prefer_mode(conversation, "auto") == conversation
+def test_a_conversation_keeps_how_it_searches(searching: Lab, chat: Chat) -> None:
+    conversation, _ = searching.prefer_retrieval(None, 2, 0.25, "words", False, REQUEST)
+    assert searching.prefer_mode(conversation, "auto") == conversation
     kept = chat.store.conversation(conversation).preferences
     assert kept.retrieval == Retrieving(passages=2, threshold=0.25, method="words")
     assert kept.followups is False and kept.mode == "auto"
-    mode, passages, threshold, method, followups = handlers.preferred(conversation, REQUEST)
+    mode, passages, threshold, method, followups = searching.preferred(conversation, REQUEST)
     assert (mode["value"], passages, threshold, method["value"], followups) == ("auto", 2, 0.25, "words", False)
-    assert handlers.preferred(None, REQUEST)[0]["value"] == "documents"
+    assert searching.preferred(None, REQUEST)[0]["value"] == "documents"
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
 from chatapp.ledger import Entry, Ledger, LeftOut
 from chatapp.library import Library
-from chatapp.session import Chat, Reply
+from chatapp.session import Beside, Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
 from chatapp.store import Hit, Store, StoredMessage
 from chatapp.texts import CATALOGUE
 from chatapp.tree import Node, Tree
-from chatapp.ui import budget, page, render
-from chatapp.ui.handlers import Handlers
+from chatapp.ui import budget, page, render, shelf
+from chatapp.ui.model import Model
+from chatapp.ui.section import Desk
 from chatapp.words import Snippet
 from knowledge import Ingested
 from knowledge.database import State, StoredDocument
@@ -112,14 +113,15 @@ def file(name: str, state: str, reason: str | None = None, version: int = 1) -> 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_each_state_of_a_file_is_told(language: str) -> None:
-    shown = {state: render.documents([file("a.pdf", state)], (), language) for state in get_args(State)}
+    shown = {state: listing([file("a.pdf", state)], language) for state in get_args(State)}
     assert len(set(shown.values())) == 6 and all("a.pdf" in text for text in shown.values())
     assert "3" in shown["embedding"] and "9" in shown["embedding"] and "4" in shown["done"]
-    assert "a.pdf needs a password." in render.documents(
-        [file("a.pdf", "failed", "a.pdf needs a password.")], (), language
-    )
-    assert "(2)" in render.documents([file("a.pdf", "done", version=2)], (), language)
-    assert "2" in render.left(120, language) and render.left(None, language) == render.left(0, language) == ""
+    assert "a.pdf needs a password." in listing([file("a.pdf", "failed", "a.pdf needs a password.")], language)
+    assert "(2)" in listing([file("a.pdf", "done", version=2)], language)
+
+
+def listing(files: list[StoredDocument], language: str = "en") -> str:
+    return shelf.listing([shelf.Shelf("docs", files)], language)
 
 
 @pytest.mark.parametrize("text", ATTACKS)
@@ -127,17 +129,33 @@ def test_file_names_are_inert(text: str) -> None:
     name = text.replace("\n", " ").replace("\r", " ")
     check_inert(render.sources_pane([source(name=name)], "en"), name)
     check_inert(render.assistant("", [source(name=name)], "zh").strip(), name)
-    outcomes = [
-        Ingested(name, "done", 1, 2),
-        Ingested(name, "known"),
-        Ingested(name, "failed", reason=f"{name} is bad"),
-    ]
-    files = [file(name, "done"), file(name, "failed", reason=f"{name} is bad"), file(name, "embedding", version=2)]
-    link = r'<a href="#q-summarise-\d+" title="Let the model sum up the whole document">Summarise</a>'
-    listed, links = re.subn(link, "", render.documents(files, outcomes, "en"))
-    assert links == 1  # ours, beside the finished file; any other link is none of ours
-    check_inert(listed, name)
-    check_inert(render.ingesting(1, 2, name), name)
+    outcomes = [Ingested(name, "known"), Ingested(name, "failed", reason=f"{name} is bad")]
+    check_inert(shelf.notes(outcomes, "en"), name)
+    # Where a folder is told apart, the rest is the name.
+    last = name.rpartition("/")[2]
+    for each in (file(name, "done"), file(name, "failed", f"{name} is bad"), file(name, "embedding", version=2)):
+        check_buttons(listing([each]), last)
+    check_buttons(shelf.listing([shelf.Shelf(name, ()), shelf.Shelf(name, ())], "zh"), name)
+    beside = [Beside("docs", "1f" * 32, name)]
+    check_buttons(shelf.chips(beside, [file(name, "failed", f"{name} is bad")], "en"), last)
+    check_buttons(shelf.target(name, [".pdf"], "en"), name)
+    check_inert(render.asked(StoredMessage("user", "?", sources=(source(name=name),))), last)
+
+
+class CheckedButtons(Checked):
+    """The same, where buttons and links of ours are."""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        allowed = {"href", "target", "rel", "title", "type", "aria-label"}
+        for name, value in attributes:
+            assert name in OWN_ATTRIBUTES | allowed or name.startswith("data-")
+            assert name != "href" or value.startswith(("#q-summarise-", "/documents/docs/"))
+        assert tag in OWN_TAGS | {"a", "button", "div", "h3"}
+
+
+def check_buttons(shown: str, text: str) -> None:
+    assert text in CheckedButtons(shown).seen
+    assert not re.search(r"[\\`*_$|~^]", re.sub(r'target="_blank"', "", shown))
 
 
 @pytest.mark.parametrize("text", ATTACKS)
@@ -165,24 +183,24 @@ def test_names_of_models_are_inert(text: str) -> None:
 def test_a_warning_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
-    handlers = handlers_of(tmp_path)
+    model = Model(desk_of(tmp_path))
     request = gr.Request(headers={"accept-language": "en"})
-    list(handlers.choose_model("/x/<img src=x onerror=alert(1)>", "auto", request))
+    list(model.choose_model("/x/<img src=x onerror=alert(1)>", "auto", request))
     check_inert(said[0], "<img src=x onerror=alert(1)> does not exist")
 
 
 # The page's own defences for what the model writes
 
 
-def handlers_of(tmp_path: Path) -> Handlers:
+def desk_of(tmp_path: Path) -> Desk:
     settings = parse(["--data", str(tmp_path), "--lang", "en"], {})
     engine = Engine()
     chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "c.db"))
-    return Handlers(settings, chat, Startup(settings, engine, lambda line: None))
+    return Desk(settings, chat, Startup(settings, engine, lambda line: None))
 
 
 def test_gradio_sanitises_what_the_model_writes(tmp_path: Path) -> None:
-    blocks = page.build(handlers_of(tmp_path), lambda key: CATALOGUE["en"][key])
+    blocks = page.build(desk_of(tmp_path), lambda key: CATALOGUE["en"][key])
     (messages,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Chatbot)]
     assert messages.get_config()["sanitize_html"] is True
 
@@ -199,8 +217,8 @@ def test_whatever_is_pasted_as_a_model_is_answered(
 ) -> None:
     said = []
     monkeypatch.setattr(gr, "Warning", lambda text, **more: said.append(text))
-    handlers = handlers_of(tmp_path)
-    steps = list(handlers.choose_model(chosen, "auto", gr.Request(headers={})))
+    model = Model(desk_of(tmp_path))
+    steps = list(model.choose_model(chosen, "auto", gr.Request(headers={})))
     assert len(steps) >= 1
     assert len(said) == (1 if (chosen or "").strip().strip('"') else 0)
     assert not any("\n" in sentence for sentence in said)

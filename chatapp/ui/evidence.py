@@ -1,7 +1,7 @@
 """Citations as the page shows them: numbers in a reply, and what is behind each of them beside the chat.
 
-Links "#q-<what>-<message>-..." become events through actions.js; a model could write such links too, so they only show
-what is there. Pictures of pages come from this app alone.
+Links "#q-<what>-<message>-..." become events through scripts/links.js; a model could write such links too, so they
+only show what is there. Pictures of pages come from this app alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from knowledge.context import Context
 
 from ..citing import Evidence
 from ..library import Library
+from ..preferences import names_of
 from ..store import StoredMessage
 from ..texts import say
 from .escaping import escape
@@ -95,7 +96,8 @@ def panel(stored: StoredMessage, view: View, library: Library, language: str) ->
     source = stored.sources[span.passage - 1]
     head = _head(evidence, view, span, source, language)
     try:
-        shown = _Shown(library.open(evidence.base or ""), evidence.documents[span.passage - 1], evidence.base or "")
+        base = source.get("base") or next(iter(names_of(evidence.base)), "")
+        shown = _Shown(library.open(base), evidence.documents[span.passage - 1], base)
         body = _body(shown, view, span, source, language)
     except PasswordError:
         body = f'<p class="hint">⚠ {say(language, "evidence_locked")}</p>'

@@ -1,21 +1,121 @@
-"""The retrieval lab: what each way of searching finds for a question, with its figures."""
+"""The retrieval lab, in the right pane: how documents are searched, and what each way of it finds for a question."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import gradio as gr
+
+from knowledge import KnowledgeBaseError
 from knowledge.ranking import METHODS, Candidate
 from knowledge.retrieval import Ranked, judge
 
-from ..preferences import Retrieving
+from ..checkpoints import FetchError
+from ..library import LibraryError
+from ..preferences import MOST_PASSAGES, Asked, Preferences, Retrieving
 from ..texts import say
 from .escaping import escape
 from .render import flowing, place
+from .section import QUIET, Label, Parts, Section, hint, only
 
 #: What the ways of answering.Mode, and of ranking.METHODS, are called.
 MODES = {"documents": "mode_documents", "chat": "mode_chat", "auto": "mode_auto"}
 ORDERS = {"both": "lab_both", "words": "lab_words", "meaning": "lab_meaning"}
 SHOWN = 300  #: characters of a passage
+
+#: What is set here.
+LAB = ("lab_passages", "lab_threshold", "lab_method", "lab_followups")
+
+
+def layout(label: Label) -> Parts:
+    """Below the sources: how documents are searched."""
+    with gr.Accordion(label("lab"), open=False, elem_id="lab"):
+        question = gr.Textbox(label=label("lab_question"), info=label("lab_info"), elem_id="lab-question")
+        method = gr.Dropdown([], label=label("lab_method"), elem_id="lab-method")
+        passages = gr.Slider(1, MOST_PASSAGES, step=1, label=label("lab_passages"), elem_id="lab-passages")
+        threshold = gr.Slider(0, 1, step=0.05, label=label("lab_threshold"), elem_id="lab-threshold")
+        followups = gr.Checkbox(label=label("lab_followups"), elem_id="lab-followups")
+        with gr.Row():
+            find = gr.Button(label("lab_find"), size="sm", elem_id="lab-find")
+            apply = gr.Button(label("lab_apply"), size="sm", elem_id="lab-apply")
+        note = gr.HTML(elem_id="lab-note")
+        results = gr.HTML(elem_id="lab-results")
+    return {
+        "lab_question": question,
+        "lab_method": method,
+        "lab_passages": passages,
+        "lab_threshold": threshold,
+        "lab_followups": followups,
+        "lab_find": find,
+        "lab_apply": apply,
+        "lab_note": note,
+        "lab_results": results,
+    }
+
+
+def connect(parts: Parts, lab: Lab) -> None:
+    examined = only(parts, "lab_question", "base", "lab_passages", "lab_threshold", "lab_method")
+    for event in (parts["lab_find"].click, parts["lab_question"].submit):
+        event(lab.examine, examined, only(parts, "lab_results"), **QUIET)
+    applied = only(parts, "conversation", "lab_note")
+    parts["lab_apply"].click(lab.prefer_retrieval, only(parts, "conversation", *LAB), applied, **QUIET)
+    preferred = only(parts, "mode", *LAB)
+    parts["conversation"].change(lab.preferred, only(parts, "conversation"), preferred, **QUIET)
+    mode = only(parts, "conversation", "mode")
+    parts["mode"].input(lab.prefer_mode, mode, only(parts, "conversation"), **QUIET)
+
+
+class Lab(Section):
+    def examine(
+        self, question: str, base: Asked, passages: int, threshold: float, method: str, request: gr.Request
+    ) -> str:
+        """What a search finds."""
+        language = self.language(request)
+        if not base or not question.strip():
+            return hint(say(language, "lab_no_base"))
+        how = Retrieving(passages=passages, threshold=threshold, method=method)
+        try:
+            return results(question, self._chat.library.ask(base).rank(question), how, language)
+        except (LibraryError, KnowledgeBaseError, FetchError) as error:
+            return hint(f"⚠ {escape(str(error))}")
+
+    def prefer_retrieval(
+        self,
+        conversation: str | None,
+        passages: int,
+        threshold: float,
+        method: str,
+        followups: bool,
+        request: gr.Request,
+    ) -> tuple[str, str]:
+        """Lets a conversation search like this: its id, and what to say."""
+        how = Retrieving(passages=passages, threshold=threshold, method=method)
+        id = self._prefer(conversation, retrieval=how, followups=None if followups else False)
+        return id, hint(say(self.language(request), "lab_applied"))
+
+    def prefer_mode(self, conversation: str | None, mode: str) -> str:
+        """Lets a conversation's answers come from documents, from the model, or from either: its id."""
+        return self._prefer(conversation, mode=mode)
+
+    def _prefer(self, conversation: str | None, **changes: Any) -> str:
+        store = self._chat.store
+        kept = store.conversation(conversation) if conversation else store.create()
+        store.prefer(kept.id, kept.preferences.model_copy(update=changes))
+        return kept.id
+
+    def preferred(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """How a conversation searches: mode, passages, threshold, method, follow-up questions."""
+        language = self.language(request)
+        kept = self._chat.store.conversation(conversation).preferences if conversation else Preferences()
+        how = kept.retrieval or Retrieving()
+        return (
+            gr.update(choices=choices(MODES, language), value=kept.mode or "documents"),
+            how.passages,
+            how.threshold,
+            gr.update(choices=choices(ORDERS, language), value=how.method),
+            kept.followups is not False,
+        )
 
 
 def results(question: str, ranked: Ranked, how: Retrieving, language: str) -> str:
@@ -26,7 +126,7 @@ def results(question: str, ranked: Ranked, how: Retrieving, language: str) -> st
     places = {method: _places(order(ranked.candidates)) for method, order in METHODS.items()}
     chosen = METHODS[how.method](ranked.candidates)[: how.passages]
     cards = [
-        _card(at, each, {method: order.get(each.chunk.id) for method, order in places.items()}, language)
+        _card(at, each, {method: order.get(_key(each)) for method, order in places.items()}, language)
         for at, each in enumerate(chosen, start=1)
     ]
     return f'<p class="hint">{line}</p>{"".join(cards)}'
@@ -37,8 +137,13 @@ def choices(names: dict[str, str], language: str) -> list[tuple[str, str]]:
     return [(say(language, text), name) for name, text in names.items()]
 
 
-def _places(candidates: Sequence[Candidate]) -> dict[int, int]:
-    return {candidate.chunk.id: at for at, candidate in enumerate(candidates, start=1)}
+def _key(candidate: Candidate) -> tuple[str | None, int]:
+    """Of its chunk, among those of several knowledge bases."""
+    return candidate.chunk.base, candidate.chunk.id
+
+
+def _places(candidates: Sequence[Candidate]) -> dict[tuple[str | None, int], int]:
+    return {_key(candidate): at for at, candidate in enumerate(candidates, start=1)}
 
 
 def _card(at: int, candidate: Candidate, places: dict[str, int | None], language: str) -> str:

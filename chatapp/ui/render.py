@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from knowledge import Ingested
-from knowledge.database import StoredDocument
-
 from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
@@ -49,11 +46,19 @@ def messages(
 ) -> list[dict[str, str]]:
     """A kept conversation for the chat component; `numbers` are those of its messages on disk, as far as they are."""
     return [
-        {"role": message.role, "content": user(message.content)}
+        {"role": message.role, "content": asked(message)}
         if message.role == "user"
         else {"role": "assistant", "content": _stored_reply(message, number, language)}
         for message, number in zip_longest(stored, numbers)
     ]
+
+
+def asked(message: StoredMessage) -> str:
+    """A question, below the names of the files that were put beside it."""
+    names = "".join(
+        f'<span class="beside">{escape(source["name"].rpartition("/")[2])}</span>' for source in message.sources
+    )
+    return f"{names}\n\n{user(message.content)}" if names else user(message.content)
 
 
 def user(text: str) -> str:
@@ -71,8 +76,15 @@ def branch(tree: Tree, language: str) -> list[dict[str, str]]:
     ]
 
 
+def conversation(tree: Tree, language: str, progress: str | None = None) -> tuple[list[dict[str, str]], str, str]:
+    """The branch that is shown: messages, sources, and the line below, which `progress` may be instead."""
+    sources = tree[tree.leaf].message.sources if tree.leaf is not None else ()
+    line = undone(tree, language) + kept_budget(tree, language) if progress is None else progress
+    return branch(tree, language), sources_pane(sources, language), line
+
+
 def _actions(tree: Tree, node: Node, language: str) -> str:
-    """Links that actions.js makes events of. They are harmless: a model could write such links as well."""
+    """Links that scripts/links.js makes events of. They are harmless: a model could write such links as well."""
     last, message = node.id == tree.leaf, node.message
     offered = {
         "edit": message.role == "user",
@@ -119,6 +131,11 @@ def hit(found: Hit, language: str) -> tuple[str, str]:
     if found.message is None:
         return title, found.id
     return f"{title}\n{snippet.before}{snippet.hit}{snippet.behind}", f"{found.id}/{found.message}"
+
+
+def heading(title: str) -> str:
+    """The title over the messages."""
+    return f'<h2 id="centre-title">{escape(title)}</h2>'
 
 
 def exports(conversation: str, language: str) -> str:
@@ -212,7 +229,8 @@ def sources_pane(sources: Sequence[Mapping[str, Any]], language: str) -> str:
 
 def _card(number: int, source: Mapping[str, Any], language: str) -> str:
     score = say(language, "score", score=f"{source['score']:.2f}")
-    title = f'<span class="number">{number}</span><span>{place(source, language)}</span><small>{score}</small>'
+    base = f"<em>{escape(source['base'])}</em>" if source.get("base") else ""
+    title = f'<span class="number">{number}</span><span>{place(source, language)}{base}</span><small>{score}</small>'
     return f'<article class="card" tabindex="0"><header>{title}</header><p>{flowing(source["text"])}</p></article>'
 
 
@@ -231,6 +249,10 @@ def kept_budget(tree: Tree, language: str) -> str:
 def _progress(reply: Reply, language: str) -> list[str]:
     if reply.state == "waiting":
         return [say(language, "waiting", ahead=reply.ahead) if reply.ahead else say(language, "looking")]
+    if reply.state == "opening" and reply.opening is not None:
+        return [say(language, "opening", name=escape(reply.opening.name))]
+    if reply.state == "loading":
+        return [say(language, "state_loading", name=escape(reply.loading))]
     if reply.state == "summarising":
         return [say(language, "summarising")]
     if reply.state == "digesting":
@@ -273,70 +295,23 @@ def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embed
         lines = [say(language, "state_ready", **shown)]
         lines += [escape(status.reason)] if status.reason else []
         lines += [say(language, "base_model")] if status.base else []
-        lines += [say(language, "small_model")] if embedded else []
+        lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
         return "".join(f'<p class="hint">{line}</p>' for line in lines)
+    if status.state == "unloaded":
+        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
+        return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
     reason = status.message or fetching.failure
-    return f'<p class="hint">{"⚠ " + escape(reason) if reason else say(language, "state_empty")}</p>'
+    if not reason:
+        return f'<p class="hint">{say(language, "state_empty")}</p>'
+    ways_on = f"{say(language, 'ways_on')} {_better(language)}"
+    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
 
 
-def ingesting(done: int, total: int, message: str) -> str:
-    """Files being read and embedded: how far, and which one."""
-    return _bar(escape(message), done, total)
+def _better(language: str) -> str:
+    """A link that opens the sheet of the models (scripts/links.js)."""
+    return f'<a href="#q-models-0">{say(language, "better_model")}</a>'
 
 
 def _bar(text: str, done: int, total: int) -> str:
     return f'<p class="hint">{text}</p><progress value="{done}" max="{max(total, 1)}"></progress>'
-
-
-FILE_STATES = {
-    "waiting": "ingest_waiting",
-    "reading": "ingest_reading",
-    "embedding": "ingest_embedding",
-    "failed": "ingest_failed",
-    "cancelled": "ingest_cancelled",
-}
-
-
-def documents(files: Sequence[StoredDocument], outcomes: Sequence[Ingested], language: str) -> str:
-    """The files of a knowledge base with their states, and above them what became of files just added."""
-    notes = "".join(f'<li class="{outcome.state}">{_ingested(outcome, language)}</li>' for outcome in outcomes)
-    kept = "".join(f'<li class="{file.state}">{_file(file, language)}</li>' for file in files)
-    listing = f'<ul class="files">{kept}</ul>' if kept else f'<p class="hint">{say(language, "documents_none")}</p>'
-    return f'<ul class="outcomes">{notes}</ul>{listing}' if notes else listing
-
-
-def _ingested(outcome: Ingested, language: str) -> str:
-    if outcome.state in ("failed", "cancelled"):
-        return f"⚠ {escape(outcome.reason or outcome.name)}"
-    if outcome.state == "known":
-        return say(language, "ingest_known", name=escape(outcome.name))
-    done = say(language, "ingest_done", name=escape(outcome.name), pages=outcome.pages, chunks=outcome.chunks)
-    return f"{done}<small>⚠ {escape(outcome.reason)}</small>" if outcome.reason else done
-
-
-def _file(file: StoredDocument, language: str) -> str:
-    """A file's name, its version if it is not the first of its name, and its state or, once it is done, its pages."""
-    version = f" ({file.version})" if file.version > 1 else ""
-    if file.state == "done":
-        pages = [say(language, "ingest_pages", pages=file.pages)] if file.pages else []
-        title = say(language, "summarise_info")
-        link = f'<a href="#q-summarise-{number_of(file)}" title="{title}">{say(language, "summarise")}</a>'
-        about = " · ".join([*pages, link])
-    else:
-        about = say(language, FILE_STATES[file.state], done=file.embedded, total=file.chunks)
-    reason = f"<small>⚠ {escape(file.reason)}</small>" if file.reason else ""
-    return f"{escape(file.name)}{version}<small>{about}</small>{reason}"
-
-
-def number_of(file: StoredDocument) -> int:
-    """A number for links, which JavaScript can hold; it stays the document's own however the list changes."""
-    return int(file.id[:12], 16)
-
-
-def left(seconds: float | None, language: str) -> str:
-    """How long the embedding of files takes yet, where that is known."""
-    if not seconds:
-        return ""
-    minutes = max(1, round(seconds / 60))
-    return f'<p class="hint">{say(language, "ingest_left", minutes=minutes)}</p>'

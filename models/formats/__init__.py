@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import CheckpointError
-from ..files import readable
+from ..files import readable, refuse_stand_in
 from .adapters import AdaptedCheckpoint, Adapter, is_adapter, open_adapter
 from .base import Checkpoint, StoredCheckpoint, Weight
 from .gguf import GGUFCheckpoint
@@ -22,6 +22,7 @@ __all__ = [
     "PrefixAdapter",
     "StoredCheckpoint",
     "Weight",
+    "check_files",
     "glance",
     "is_adapter",
     "is_alone",
@@ -49,6 +50,16 @@ def is_checkpoint(path: Path) -> bool:
 def glance(path: Path) -> dict[str, Any]:
     """As much of a config as names the architecture, quickly, for a list of many. Raises CheckpointError."""
     return _form(path).glance(path)
+
+
+def check_files(path: Path) -> None:
+    """Raises CheckpointError where a file of a checkpoint is missing, or a pointer to it is in its place.
+
+    Names and headers are read, weights are not.
+    """
+    with readable(path):
+        for file in _form(path).located(path):
+            refuse_stand_in(file)
 
 
 def _form(path: Path) -> type[GGUFCheckpoint | HuggingFaceCheckpoint | MetaCheckpoint]:

@@ -17,7 +17,7 @@ from ..tokenizer import Tokenizer
 from .gguf_file import Tensor
 from .gguf_layouts import FACTORS, LAYOUTS, Header, Layout, ends
 from .gguf_metadata import TOKENS, Metadata
-from .gguf_parts import SUFFIX, find_model, model_name, open_files
+from .gguf_parts import SUFFIX, find_model, model_name, open_files, present
 from .gguf_tokenizers import read_tokenizer
 from .gguf_types import TAKEN_OVER, Weight, join, read, refuse_unreadable
 
@@ -59,6 +59,11 @@ class GGUFCheckpoint:
         name = start[found.end() : found.end() + found[1][0]].decode("utf-8", "replace") if found else None
         # What tells ChatGLM's siblings apart in a config; ChatGLM-6B has no GGUF form.
         return {"model_type": name, "padded_vocab_size": None}
+
+    @staticmethod
+    def located(path: Path) -> list[Path]:
+        """The files of a model. Raises CheckpointError for one that is missing."""
+        return present(find_model(path))
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -50,14 +50,20 @@ def find_model(path: Path) -> Path:
     return found[0]
 
 
-def open_files(path: Path) -> list[GGUFFile]:
-    """The file with all that belong to it. Raises CheckpointError where one is missing, damaged or of another model."""
+def present(path: Path) -> list[Path]:
+    """All the files of the model that a file belongs to. Raises CheckpointError where one is missing."""
     paths = siblings(path)
     for each in paths:
         if not each.is_file():
             raise CheckpointError(
                 f"{each.name} is missing in {path.parent}: the model is in {len(paths)} files; download it too."
             )
+    return paths
+
+
+def open_files(path: Path) -> list[GGUFFile]:
+    """The file with all that belong to it. Raises CheckpointError where one is missing, damaged or of another model."""
+    paths = present(path)
     files = [_open(each) for each in paths]
     for number, (each, file) in enumerate(zip(paths, files, strict=True)):
         found = file.values.get("split.no", 0), file.values.get("split.count", 1)

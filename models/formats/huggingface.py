@@ -71,6 +71,11 @@ class HuggingFaceCheckpoint:
     def glance(path: Path) -> dict[str, Any]:
         return read_object(path / "config.json")
 
+    @classmethod
+    def located(cls, path: Path) -> list[Path]:
+        """The files of a checkpoint. Raises CheckpointError for one that is missing."""
+        return cls(path).files()
+
     @property
     def quantized(self) -> int:
         return self.config.get("quantization_bit") or 0

@@ -102,6 +102,11 @@ class MetaCheckpoint:
     def glance(path: Path) -> dict[str, Any]:
         return {"model_type": "llama"}
 
+    @classmethod
+    def located(cls, path: Path) -> list[Path]:
+        """The files of a checkpoint. Raises CheckpointError for one that is missing."""
+        return cls(path).files()
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self._tensors(PickledFile.read)
 

@@ -1,0 +1,27 @@
+// A page as wide as the pane, or up to three times as wide; the pane then scrolls.
+const zoom = (panel, larger) => {
+  const paper = panel?.querySelector(".paper");
+  if (!paper) return;
+  const width = Number(paper.dataset.width || 100) + (larger ? 50 : -50);
+  paper.dataset.width = Math.min(Math.max(width, 100), 300);
+  paper.style.width = `${paper.dataset.width}%`;
+  showHighlight(panel);
+};
+
+// What is highlighted is scrolled to when a page appears.
+const showHighlight = (panel) => {
+  const box = panel?.querySelector("rect.exact, rect.passage, .sheet mark");
+  const sheet = panel?.querySelector(".sheet");
+  if (!box || !sheet) return;
+  const [inner, outer] = [box.getBoundingClientRect(), sheet.getBoundingClientRect()];
+  sheet.scrollTop += inner.top - outer.top - outer.height / 3;
+  sheet.scrollLeft += inner.left - outer.left - 24;
+};
+const sources = document.getElementById("sources");
+if (sources) {
+  new MutationObserver(() => {
+    const picture = sources.querySelector(".evidence img");
+    if (picture && !picture.complete) picture.addEventListener("load", () => showHighlight(sources), { once: true });
+    showHighlight(sources);
+  }).observe(sources, { childList: true, subtree: true });
+}

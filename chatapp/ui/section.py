@@ -1,0 +1,101 @@
+"""What the sections of the page share: the application, the language, and the replies that can be stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..session import Chat
+from ..settings import Settings
+from ..startup import Startup
+from ..texts import preferred
+from .escaping import escape
+
+#: Gives a text of the catalogue, translated in the browser unless the language is fixed.
+Label = Callable[[str], Any]
+
+#: A section's components by name.
+Parts = dict[str, Any]
+
+#: Gradio's sign of work in progress would lie over texts that are still to be read.
+QUIET: dict[str, Any] = {"show_progress": "hidden"}
+
+Kept = dict[str, Any]
+"""What the browser remembers across a reload: {"conversation": id, "base": preferences.Asked}. A handler that has it as
+an output always returns it: Gradio would store a skip as its value."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """One for all browsers; what belongs to one of them is kept there, or under its session."""
+
+    settings: Settings
+    chat: Chat
+    startup: Startup
+    cancels: dict[str, threading.Event] = field(default_factory=dict)
+
+    def language(self, request: gr.Request) -> str:
+        if self.settings.lang != "auto":
+            return self.settings.lang
+        return preferred(request.headers.get("accept-language", ""))
+
+    def begin(self, request: gr.Request) -> threading.Event:
+        """What stops the session's reply from now on."""
+        cancel = self.cancels[request.session_hash or ""] = threading.Event()
+        return cancel
+
+    def shows(self, cancel: threading.Event, request: gr.Request) -> bool:
+        """Whether the page still waits for the reply that this one stops."""
+        return self.cancels.get(request.session_hash or "") is cancel
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the session's reply within a token, or a layer of what is being read."""
+        if cancel := self.cancels.get(request.session_hash or ""):
+            cancel.set()
+
+    def leave(self, request: gr.Request) -> None:
+        """Nobody waits for the session's reply any more: the browser has gone, or shows another conversation."""
+        if cancel := self.cancels.pop(request.session_hash or "", None):
+            cancel.set()
+
+
+class Section:
+    """Handlers turn events into calls of the application, and results into updates."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._settings, self._chat, self._startup = desk.settings, desk.chat, desk.startup
+        self.language = desk.language
+
+
+def only(parts: Parts, *names: str) -> list[Any]:
+    """Components by name, as inputs or outputs of an event."""
+    return [parts[name] for name in names]
+
+
+def joined(files: Iterable[Path]) -> str:
+    """Style sheets or scripts, one behind the other."""
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def hint(html: str) -> str:
+    return f'<p class="hint">{html}</p>'
+
+
+def warn(error: Exception) -> None:
+    """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
+    gr.Warning(escape(str(error)), duration=None)
+
+
+def busy() -> Any:
+    """The input while a reply is written."""
+    return gr.update(value="", submit_btn=False, stop_btn=True)
+
+
+def idle() -> Any:
+    return gr.update(submit_btn=True, stop_btn=False)

@@ -1,0 +1,296 @@
+"""In a real browser: a model is found, its licence accepted, downloaded, paused, verified and loaded; what goes wrong
+is a sentence; the small model says once that it knows no Chinese. A hub of our own answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+
+from chatapp.checkpoints import DEFAULT_MODEL
+from chatapp.hardware import GIB, Machine
+from chatapp.library import Library
+from chatapp.server import build
+from chatapp.session import Chat
+from chatapp.settings import parse
+from chatapp.startup import Fetching, Startup
+from chatapp.store import Store
+from chatapp.texts import say
+from chatapp.ui import mount
+from tests.fake_hub import FakeHub, Mischief, serving_hub
+from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.serving import closed_port, serving
+from tests.test_browser import CHROMIUM, FLAGS, App, ask
+from tests.tiny import LLAMA, byte_level_tokenizer, save_folder
+
+ID = "maker/tiny-chat"
+SIZES = {"wide": (1440, 900), "middle": (1024, 768), "phone": (390, 844)}
+LOCALES = {"en": "en-US", "zh": "zh-CN"}
+
+
+@dataclass
+class Desk:
+    """A running app with its hub."""
+
+    app: App
+    hub: FakeHub
+    startup: Startup
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    save_folder(folder, LLAMA | {"vocab_size": 4000, "hidden_size": 256}, byte_level_tokenizer())
+    return folder
+
+
+@pytest.fixture
+def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    settings = parse(["--data", str(tmp_path)], {})
+    engine = ready_engine(scripted("Hello."), f"{DEFAULT_MODEL}.Q4_1")
+    chat = Chat(engine, Library(tmp_path / "kb", HashEmbeddings), Store(tmp_path / "conversations.db"))
+    startup = Startup(settings, engine, detect=lambda: Machine(ram_free=6 * GIB, ram_total=8 * GIB))
+    startup.downloads.start()
+    with serving_hub() as hub, serving(build(chat, mount(settings, chat, startup))) as port:
+        hub.add_folder(ID, made, licence="apache-2.0").files["LICENSE"] = b"Do no <harm>."
+        startup.downloads.addresses.write({"huggingface": hub.address, "modelscope": hub.address})
+        app = App(f"http://127.0.0.1:{port}", tmp_path)
+        yield Desk(app, hub, startup)
+        startup.downloads.stop(20)
+    assert app.complaints == []
+
+
+def opened(desk: Desk, browser: Browser, language: str = "en", size: str = "wide") -> Page:
+    width, height = SIZES[size]
+    context = browser.new_context(locale=LOCALES[language], viewport={"width": width, "height": height})
+    page = desk.app.watch(context.new_page())
+    page.goto(desk.app.address)
+    expect(page.locator("#state a")).to_have_text(say(language, "better_model"))
+    return page
+
+
+def sheet(page: Page) -> Locator:
+    """The sheet of the models, opened by the link that the small model's state ends with."""
+    page.locator("#state a").click()
+    shown = page.locator("#models-sheet")
+    expect(shown.locator("#hub-address input, #hub-address textarea")).not_to_have_value("")
+    return shown
+
+
+def find(shown: Locator, id: str = ID) -> None:
+    shown.locator("#hub-id").locator("input, textarea").fill(id)
+    shown.locator("#look-up").click()
+
+
+def press(shown: Locator, do: str) -> None:
+    shown.locator(f".downloads [data-do={do}]").first.click()
+
+
+@pytest.mark.parametrize("language, size", [("en", "wide"), ("zh", "phone"), ("en", "middle")])
+def test_a_model_is_found_downloaded_verified_and_loaded(
+    language: str, size: str, desk: Desk, browser: Browser, made: Path
+) -> None:
+    slow = desk.hub.repositories[ID].mischief["model.safetensors"] = Mischief(pause=0.2)
+    page = opened(desk, browser, language, size)
+    shown = sheet(page)
+    if language == "zh":
+        expect(shown.get_by_label("ModelScope")).to_be_checked()  # its address is known
+    find(shown)
+    offer = shown.locator(".offer")
+    expect(offer).to_contain_text("LLaMA")
+    expect(offer).to_contain_text("apache-2.0")
+    offer.locator(".terms summary").click()
+    expect(offer.locator("pre")).to_have_text("Do no <harm>.")
+    offer.locator(".files summary").click()
+    expect(offer.locator("td").first).to_be_visible()
+    begin = shown.locator("#begin")
+    expect(begin).to_be_disabled()
+    shown.locator("#accept input").check()
+    begin.click()
+    row = shown.locator(".downloads li")
+    expect(row).to_contain_text(ID)
+    expect(begin).to_be_hidden()
+    expect(row).to_contain_text(re.compile(r"MB/(s|秒)"))
+    assert not (desk.app.data / "checkpoints" / ID).exists()
+    press(shown, "pause")
+    expect(row).to_have_class("paused")
+    slow.pause = 0
+    press(shown, "resume")
+    expect(row).to_have_class("done")
+    press(shown, "verify")
+    expect(row.locator("[data-do=load]")).to_be_visible()
+    press(shown, "load")
+    expect(shown).to_be_hidden()
+    expect(page.locator("#model input")).to_have_value(re.compile("tiny-chat"))
+    expect(page.locator("#state")).to_contain_text("tiny-chat")
+    here = desk.app.data / "checkpoints" / ID
+    assert (here / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
+def test_keys_are_enough(desk: Desk, browser: Browser) -> None:
+    page = opened(desk, browser)
+    shown = sheet(page)
+    shown.locator("#hub-id").locator("input, textarea").fill(ID)
+    page.keyboard.press("Enter")
+    expect(shown.locator(".offer")).to_be_visible()
+    shown.locator("#accept input").press("Space")
+    expect(shown.locator("#begin")).to_be_enabled()
+    shown.locator("#begin").press("Enter")
+    expect(shown.locator(".downloads li")).to_have_class("done")
+    shown.locator("[data-do=delete]").press("Enter")
+    expect(shown.locator(".downloads li")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(shown).to_be_hidden()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_goes_wrong_is_a_sentence(language: str, desk: Desk, browser: Browser) -> None:
+    desk.hub.add("maker/other", {"config.json": b'{"model_type": "qwen2"}', "model.safetensors": b"x"})
+    page = opened(desk, browser, language)
+    shown = sheet(page)
+    shown.get_by_label("Hugging Face").check()
+    said = shown.locator("#offered")
+    host = desk.hub.address.removeprefix("http://")
+    for id, key, values in (
+        ("maker/nothing", "hub_missing", {"id": "maker/nothing", "host": host}),
+        ("<b>bold</b>", "hub_id_bad", {"id": "<b>bold</b>"}),
+        ("maker/other", "hub_architecture", {"id": "maker/other", "name": "qwen2"}),
+    ):
+        find(shown, id)
+        expect(said).to_have_text(f"⚠ {say(language, key, **values)}")
+        expect(shown.locator("#begin")).to_be_hidden()
+    find(shown, f"http://127.0.0.1:{closed_port()}/maker/name")
+    expect(said).to_contain_text(
+        say(language, "hub_unreachable", host="", reason="").split("（")[0].split("(")[0].strip()
+    )
+
+
+def test_a_gated_model_comes_with_a_token(desk: Desk, browser: Browser) -> None:
+    desk.hub.repositories[ID].token = "right"
+    page = opened(desk, browser)
+    shown = sheet(page)
+    find(shown)
+    expect(shown.locator("#offered")).to_contain_text("accepted its terms")
+    box = shown.locator("#hub-token").locator("input, textarea")
+    box.fill("wrong")
+    shown.locator("#look-up").click()
+    expect(shown.locator("#offered")).to_contain_text("no access")
+    box.fill("right")
+    shown.locator("#look-up").click()
+    expect(shown.locator(".offer")).to_contain_text("accepted its terms on its page")
+    expect(box).to_have_value("")
+    shown.locator("#accept input").check()
+    shown.locator("#begin").click()
+    expect(shown.locator(".downloads li")).to_have_class("done")
+    assert not (desk.app.data / "tokens.json").exists()
+
+
+def test_a_download_that_fails_says_why_and_can_be_deleted(desk: Desk, browser: Browser) -> None:
+    desk.hub.repositories[ID].mischief["model.safetensors"] = Mischief(wrong=99)
+    page = opened(desk, browser)
+    shown = sheet(page)
+    find(shown)
+    shown.locator("#accept input").check()
+    shown.locator("#begin").click()
+    row = shown.locator(".downloads li")
+    expect(row).to_have_class("failed")
+    expect(row).to_contain_text("wrong checksum twice")
+    asked: list[str] = []
+
+    def answer(dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", answer)
+    press(shown, "delete")
+    expect(row).to_have_count(0)
+    assert asked == [f"Delete what has come of {ID}?"]
+    assert not list((desk.app.data / "checkpoints").rglob("*.part"))
+
+
+def test_a_recommendation_is_one_press_away(desk: Desk, browser: Browser, made: Path) -> None:
+    desk.hub.add_folder("ZhipuAI/chatglm3-6b", made, licence="chatglm3-6b")
+    page = opened(desk, browser, "zh", "phone")
+    shown = sheet(page)
+    first = shown.locator(".recommended li").first
+    expect(first).to_contain_text("chatglm3-6b")
+    expect(first).to_contain_text("INT4")
+    first.locator("[data-do=get]").click()
+    expect(shown.locator(".offer h3")).to_have_text("ZhipuAI/chatglm3-6b")
+    shown.get_by_label("Hugging Face").check()
+    first.locator("[data-do=get]").click()
+    expect(shown.locator("#offered")).to_contain_text("THUDM/chatglm3-6b")
+
+
+def test_the_small_model_says_once_that_it_knows_no_chinese(desk: Desk, browser: Browser) -> None:
+    page = opened(desk, browser)
+    toast = page.locator(".toast-body")
+    ask(page, "Hello")
+    expect(page.locator("#messages .bot.message")).to_have_count(1)
+    expect(page.locator("#text .submit-button")).to_be_visible()
+    expect(toast).to_have_count(0)
+    ask(page, "你好，请介绍一下自己")
+    expect(toast).to_contain_text("chatglm3-6b")
+    toast.get_by_role("link").click()
+    expect(page.locator("#models-sheet")).to_be_visible()
+    page.keyboard.press("Escape")
+    toast.locator("button").first.click()
+    expect(toast).to_have_count(0)
+    ask(page, "再说一遍")
+    expect(page.locator("#messages .bot.message")).to_have_count(3)
+    expect(page.locator("#text .submit-button")).to_be_visible()
+    expect(toast).to_have_count(0)
+
+
+def test_a_start_without_a_network_is_no_dead_end(
+    desk: Desk, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def again() -> None:
+        tried.append("again")
+        desk.startup.fetching = Fetching()
+
+    monkeypatch.setattr(desk.startup, "again", again)
+    desk.startup.fetching = Fetching(failure="The package index did not answer.")
+    page = opened(desk, browser, "zh")
+    button = page.locator("#again")
+    expect(button).to_have_text(say("zh", "try_again"))
+    button.click()
+    expect(button).to_be_hidden()
+    assert tried == ["again"]
+
+
+def test_downloads_go_on_while_the_page_is_closed(desk: Desk, browser: Browser) -> None:
+    slow = desk.hub.repositories[ID].mischief["model.safetensors"] = Mischief(pause=0.3)
+    page = opened(desk, browser)
+    shown = sheet(page)
+    find(shown)
+    shown.locator("#accept input").check()
+    shown.locator("#begin").click()
+    expect(shown.locator(".downloads li")).to_be_visible()
+    page.reload()
+    expect(page.locator("#state a")).to_be_visible()
+    shown = sheet(page)
+    expect(shown.locator(".downloads li progress")).to_be_visible()
+    slow.pause = 0
+    expect(shown.locator(".downloads li")).to_have_class("done")

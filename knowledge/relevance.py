@@ -13,7 +13,7 @@ from knowledge.ranking import Candidate, share
 from knowledge.statements import different, rarity, shares
 
 _OF_PASSAGES = ("keywords", "window", "nearness", "lead", "content", "missing", "particulars", "ahead")
-# What sentences hold tells nothing more in Chinese, where a sentence shares some characters with every question.
+# In Chinese these told nothing that the others had not.
 _OF_SENTENCES = ("words", "around", "lacks")
 FEATURES: Mapping[str, tuple[str, ...]] = {"zh": _OF_PASSAGES, "other": (*_OF_PASSAGES, *_OF_SENTENCES)}  #: by language
 WEIGHTS: Mapping[str, tuple[float, ...]] = {

@@ -106,6 +106,7 @@ def test_models_are_switched_with_their_memory_shown(running: Running) -> None:
     for key in ("memory_weights", "memory_cache", "memory_work", "memory_others", "memory_free"):
         expect(page.locator("#state .memory")).to_contain_text(running.says(key))
     choose(page, "#family", "BLOOM")
+    expect(page.locator("#model input")).to_have_value("")
     page.locator("#model input").click()
     option = page.get_by_role("option")
     expect(option).to_have_count(1)
@@ -287,6 +288,7 @@ def test_folders_are_added_and_taken_off_the_list(running: Running, tmp_path: Pa
 def test_the_storage_page_fits_a_phone(running: Running) -> None:
     page = running.page
     page.set_viewport_size({"width": 390, "height": 844})
+    page.locator('[data-drawer="left"]').click()
     open_storage(running)
     sheet = page.locator("#models-sheet").bounding_box()
     assert sheet["x"] >= 0 and sheet["x"] + sheet["width"] <= 390

@@ -185,15 +185,14 @@ class Model(Section):
 
     def choose_family(self, family: str, request: gr.Request) -> Any:
         """Shows the checkpoints of one family, or all; the loaded one stays chosen where it is among them."""
-        found = [found for found in self._found() if family in (ALL, found.family)]
-        loaded = self._chat.engine.status.name
-        chosen = loaded if any(each.name == loaded for each in found) else None
-        return gr.update(choices=self._choices(found, self.language(request), measured=True), value=chosen)
+        shown, loaded = self.measure(family, request)[1], self._chat.engine.status.name
+        return {**shown, "value": loaded if any(name == loaded for _, name in shown["choices"]) else None}
 
-    def measure(self, request: gr.Request) -> tuple[Any, Any]:
-        """Family and model, with how each checkpoint would run: reading what that takes may last a moment."""
+    def measure(self, family: str, request: gr.Request) -> tuple[Any, Any]:
+        """Families, and the checkpoints of one, or all, with how each would run: reading that may last a moment."""
         language, found = self.language(request), self._found()
-        return self._families(found, language), gr.update(choices=self._choices(found, language, measured=True))
+        shown = [each for each in found if family in (ALL, each.family)]
+        return self._families(found, language), gr.update(choices=self._choices(shown, language, measured=True))
 
     def choose_format(self, name: str, request: gr.Request) -> tuple[Any, str]:
         """Makes the model talk in another chat format; if it can't, the former stays: format, state."""

@@ -142,7 +142,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
-    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
+    opened.then(handlers.model.measure, parts["family"], only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)

@@ -64,10 +64,10 @@ def layout(label: Label) -> Parts:
 def connect(parts: Parts, stored: Stored, model: Model) -> None:
     shown, choices = only(parts, *OPENED), only(parts, "family", "model")
     for event in (parts["folder"].submit, parts["folder_add"].click):
-        event(stored.add, only(parts, "folder"), shown, **QUIET).then(model.measure, None, choices, **QUIET)
+        event(stored.add, only(parts, "folder"), shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
     parts["storage_tab"].select(stored.open, None, shown, **QUIET)
     for name in ("storage_folders", "storage_items"):
-        parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, None, choices, **QUIET)
+        parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
 
 
 class Stored(Section):

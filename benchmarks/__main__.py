@@ -10,7 +10,7 @@ import platformdirs
 
 from chatapp.settings import default_data_folder
 
-from . import accuracy, answer, citations, decode, followup, ingest, load, memory, prefill, quotes, retrieval
+from . import accuracy, answer, citations, decode, followup, ingest, load, memory, page, prefill, quotes, retrieval
 from .results import Result, as_json, table_lines
 from .settings import Settings
 
@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, Callable[[Settings], Iterator[Result]]] = {
     "ingest": ingest.run,
     "load": load.run,
     "memory": memory.run,
+    "page": page.run,
     "prefill": prefill.run,
     "quote": quotes.run,
     "retrieval": retrieval.run,

@@ -156,7 +156,7 @@ def asked_alone(
     text = yield from rewritten(engine, question.text, partial(_planned_apart, engine, question), cancel)
     if text is None:
         return ruled
-    return replace(ruled, text=text, changed=text != question.text, certain=ruled.changed and ruled.certain)
+    return replace(ruled, text=text, changed=True, certain=ruled.changed and ruled.certain)
 
 
 def _planned_apart(engine: Engine, question: Question, words: Wording, loaded: LoadedModel, effort: Effort) -> Plan:
@@ -270,14 +270,26 @@ CHINESE = Words(
 def passage_data(passage: Passage) -> dict[str, Any]:
     """A passage as JSON, as citations are told to clients and kept on disk; with its base where several were asked."""
     place = {"name": passage.name, "page": passage.page, "score": round(passage.score, 4), "text": passage.text}
-    return place if passage.base is None else {**place, "base": passage.base}
+    return {**place, **_base_of(passage)}
+
+
+def _base_of(passage: Passage) -> dict[str, str]:
+    return {} if passage.base is None else {"base": passage.base}
 
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:
     """A quote as JSON: its parts, and beside its whole text the place of the first part. `start` and `end` are
-    characters in the text of the part's passage."""
+    characters in the text of the part's passage, `document` is the id of that one's document."""
     parts = [
-        {"name": part.passage.name, "page": part.passage.page, "start": part.start, "end": part.end, "text": part.text}
+        {
+            "name": part.passage.name,
+            "page": part.passage.page,
+            "document": part.passage.document,
+            "start": part.start,
+            "end": part.end,
+            "text": part.text,
+            **_base_of(part.passage),
+        }
         for part in quoted.quote.parts
     ]
     return {**parts[0], "text": quoted.quote.text, "draft": quoted.draft, "parts": parts}

@@ -30,6 +30,7 @@ from .digest import DigestError, document_named
 from .engine import Cancelled, Engine, EngineError
 from .library import Library, LibraryError
 from .preferences import Bases, Followups, SamplingChoice, Text
+from .recall import Recall
 
 NOTHING_FOUND = "The documents do not say."
 
@@ -66,6 +67,7 @@ class ChatRequest(SamplingChoice):
 
 def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
     """Adds GET /health and POST /v1/chat/completions."""
+    recall = Recall()
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -76,8 +78,8 @@ def add_routes(app: FastAPI, engine: Engine, library: Library) -> None:
     async def chat(request: ChatRequest, connection: Request) -> StreamingResponse | JSONResponse:
         if engine.status.state in ("empty", "failed"):
             engine.loaded  # noqa: B018 - raises, saying why
-        question = await run_in_threadpool(_question, request, library)  # may open a knowledge base
-        reply = _Reply(engine.status.name)
+        question = await run_in_threadpool(_question, request, library, recall)  # may open a knowledge base
+        reply = _Reply(engine, question, recall)
         events = answer(engine, question, reply.cancel)
         if request.stream:
             lines = while_connected(connection, reply.cancel, reply.lines(events))
@@ -102,12 +104,14 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     return JSONResponse(error_body(f"{place}: {first['msg']}" if place else first["msg"], 422), 422)
 
 
-def _question(request: ChatRequest, library: Library) -> Question:
+def _question(request: ChatRequest, library: Library, recall: Recall) -> Question:
     *earlier, last = request.messages
     if last.role != "user":
         raise RequestValidationError([{"loc": ("body", "messages"), "msg": "The last message must be the user's."}])
     system = "\n\n".join(message.content for message in earlier if message.role == "system") or None
-    history = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
+    said = [Turn(message.role, message.content) for message in earlier if message.role != "system"]
+    history = recall.completed(said)
+    given = next((turn.passages for turn in reversed(history) if turn.passages), ())
     base = library.ask(request.knowledge_base)
     if request.summarise is not None and base is None:
         raise RequestValidationError([{"loc": ("body", "summarise"), "msg": "Name its knowledge_base as well."}])
@@ -121,6 +125,7 @@ def _question(request: ChatRequest, library: Library) -> Question:
         mode=request.mode,
         followups=request.followups,
         document=None if request.summarise is None else document_named(base, request.summarise).id,
+        cited=tuple(dict.fromkeys(passage.name for passage in given)),
     )
 
 
@@ -193,9 +198,12 @@ def _usage(end: End | None) -> dict[str, Any]:
 class _Reply:
     """What is said of one reply, whole or chunk by chunk."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, engine: Engine, question: Question, recall: Recall) -> None:
         self.cancel = threading.Event()
-        self._form = Completion(model)
+        self._engine, self._question, self._recall = engine, question, recall
+        self._form = Completion(engine.status.name)
+        self._writer = ""
+        self._ids: list[int] = []
         self._text: list[str] = []
         self._passages: Sequence[Passage] = ()
         self._ledger: dict[str, Any] | None = None
@@ -239,11 +247,21 @@ class _Reply:
                 self._quote = quote_data(event)
             case Plan(passages=passages, ledger=ledger):
                 self._passages, self._ledger = passages, ledger.as_json()
-            case Token(text=text):
+                self._writer, self._ids = self._engine.status.writer, list(event.prompt.begun)
+            case Token(id=token, text=text):
+                self._ids += [] if token is None else [token]
                 return text
             case End():
                 self._end = event
+                self._remember()
         return ""
+
+    def _remember(self) -> None:
+        """What was summed up as a whole is no passage that an exchange could stand with."""
+        if self._question.document is None:
+            asked = Turn("user", self._question.text, passages=tuple(self._passages))
+            replied = Turn("assistant", "".join(self._text), tuple(self._ids), self._writer)
+            self._recall.keep(self._question.history, asked, replied)
 
     def _evidence(self) -> dict[str, Any]:
         """Where the answer is from, what was searched for, the quote, the passages that the model was given, and what

@@ -32,7 +32,8 @@ CHINESE = (
     "如果已经能看懂，就照抄一遍。只写出问题。\n\n{}"
 )
 #: What a model puts in front of the question, and around it.
-_LABEL = re.compile(r"^(?:[^:：\"“]{0,30}\bquestion|[^:：“]{0,10}问题)\s*[:：]\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:Q|[^:：\"“]{0,30}\bquestion|[^:：“]{0,10}问题)\s*[:：]\s*", re.IGNORECASE)
+_MARKS = ("?", "？")
 _QUOTES = "\"'“”‘’「」*` "
 
 Planned = Callable[[Wording, LoadedModel, Effort], Plan]
@@ -75,9 +76,14 @@ def _plan(question: str, planned: Planned, loaded: LoadedModel, effort: Effort) 
 
 
 def usable(text: str, question: str) -> str | None:
-    """The question that a model's text is, its first line without what is around it; None where it shares no word of
-    content with the question that was asked."""
+    """The question that a model's text is, its first line without what is around it.
+
+    None where it is none: it ends like no question though the one that was asked did, it shares no word of content with
+    that, or it is the same again.
+    """
     line = next(iter(text.strip().splitlines()), "")
     said = _LABEL.sub("", line.strip(_QUOTES)).strip(_QUOTES)
-    asked = set(terms.content(question))
-    return said if said and asked & set(terms.terms(said)) else None
+    asks = said.endswith(_MARKS) or not question.rstrip().endswith(_MARKS)
+    asked = terms.terms(question)
+    shared = set(terms.content(question)) & set(terms.terms(said))
+    return said if asks and shared and terms.terms(said) != asked else None

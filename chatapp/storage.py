@@ -17,6 +17,7 @@ from pathlib import Path
 from models.formats import gguf_parts
 
 from .checkpoints import DEFAULT_MODEL, EMBEDDER, Found
+from .downloads import unfinished
 from .engine import Engine
 from .library import Library
 from .settings import Settings
@@ -59,8 +60,7 @@ class Item:
 
     @property
     def number(self) -> int:
-        """A number for links, which JavaScript can hold."""
-        return int(hashlib.sha256(f"{self.kind} {self.place}".encode("utf-8", "replace")).hexdigest()[:12], 16)
+        return number_of(f"{self.kind} {self.place}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Storage:
             if not found.origin:
                 yield self._checkpoint("adapter", found, (found.path,))
         yield from self._folders("tier", self._data / "quantized", _tier_name, ours=True)
-        yield from self._folders("download", self._data / "downloads", lambda path: path.name, ours=False)
+        yield from (_item("download", name, (folder,)) for name, folder in unfinished(self._data))
         yield from (_item("base", name, (folder,)) for name, folder in self._library.folders().items())
         conversations = sorted(self._data.glob("conversations.db*"))
         yield from [_item("conversations", "", tuple(conversations))] if conversations else []
@@ -174,6 +174,11 @@ class Storage:
     def _single(self, kind: str, path: Path, name: str, ours: bool) -> Iterator[Item]:
         if path.exists():
             yield _item(kind, name, (path,), ours)
+
+
+def number_of(text: str) -> int:
+    """A number that stands for a text on the page, and that JavaScript can hold."""
+    return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], 16)
 
 
 def _item(kind: str, name: str, paths: tuple[Path, ...], ours: bool = False) -> Item:

@@ -18,6 +18,7 @@ from langchain_core.embeddings import Embeddings
 from knowledge import asked, terms
 from knowledge.ranking import share
 from knowledge.retrieval import Passage, language
+from knowledge.sentences import ABBREVIATIONS
 from knowledge.vectors import unit_rows
 
 CHARACTERS, WORDS = 120, 60  #: of a quote at most, in Chinese and in other languages
@@ -26,20 +27,24 @@ ELLIPSIS = " … "  #: between parts of a quote that do not follow each other
 
 FEATURES = ("words", "around", "kind", "lacks", "close", "length", "behind", "later", "place", "nearness")
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
-    "zh": (4.4, 6.0, 0.3, -0.4, 0.8, -1.0, -0.4, -1.1, -0.3, 18.7),
-    "other": (3.6, 2.3, 0.2, -0.5, 0.8, 0.0, -0.2, -0.7, -0.6, 18.1),
+    "zh": (3.8, 4.8, 0.2, -0.2, 0.6, -0.6, -0.3, -0.8, 0.0, 47.3),
+    "other": (3.5, 2.3, 0.3, -0.6, 0.8, 0.0, -0.2, -0.7, -0.7, 18.1),
 }
 
-# A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "Dr. Smith". Pages
+# A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "c. 1450". Pages
 # have line ends within sentences; those before what looks like an item of a list count.
 _ENDS = re.compile(
     r"[。！？；]+[”’」』）》\"]*|[!?]+[\"'”’)\]]*(?=\s|$)"
-    r"|(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|vs|No|Jr|Sr))(?<!\bMrs)\.[\"'”’)\]]*(?:\[\d+\])*(?=\s+[\"'“‘(\[]?[^\W_a-z]|\s*$)"
+    rf"|(?<!\b[A-Zcpv]){ABBREVIATIONS}"
+    r"\.[\"'”’)\]]*(?:\[\d+\])*(?=\s+[\"'“‘(\[]?[^\W_a-z]|\s*$)"
     r"|\n{2,}|\n(?=\s*(?:[-*•·|#]|\d+[.)、]|[（(]?[一二三四五六七八九十]+[、)）]))"
 )
 _CLAUSES = re.compile(r"[，、：；]|[,;:]\s")
 _CLAUSE_ENDS = re.compile(r"[，、：,;:]\s*|\s+")
 _WORD = re.compile(r"[^\W_\u3400-\u9fff]+(?:['’.,-][^\W_\u3400-\u9fff]+)*|[\u3400-\u9fff]")
+# What is embedded is the sentence; in Chinese behind its heading, which often says alone what it is about. In English
+# that gives no more.
+_HEADED = {"zh": True, "other": False}
 _NEAR = {"zh": 24, "other": 80}  # characters around what could be the answer
 _HEADING = 0.7  # of the next line: a first line as long as this is no heading
 _FARTHEST = 8.0  # by which a passage can be behind, as a logit
@@ -74,7 +79,7 @@ class Quote:
 class Sentence:
     """Characters `start` to `end` of the text of the passage at `rank`, in which it is the sentence at `place`.
 
-    around: the heading and the sentences beside it.
+    heading: of the passage. around: the heading and the sentences beside it.
     """
 
     rank: int
@@ -82,6 +87,7 @@ class Sentence:
     start: int
     end: int
     text: str
+    heading: str
     around: str
 
 
@@ -107,9 +113,15 @@ def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -
     best = np.argsort(-(figures @ WEIGHTS[language(question)]), kind="stable")[:EMBEDDED]
     chosen, figures = [sentences[at] for at in best], figures[best]
     if not getattr(embeddings, "loading", False):
-        near = unit_rows(embeddings.embed_documents([sentence.text for sentence in chosen]))
+        headed = _HEADED[language(question)]
+        near = unit_rows(embeddings.embed_documents([_told(sentence, headed) for sentence in chosen]))
         figures[:, FEATURES.index("nearness")] = near @ unit_rows(embeddings.embed_query(question))[0]
     return chosen, figures
+
+
+def _told(sentence: Sentence, headed: bool) -> str:
+    """What of a sentence is embedded."""
+    return f"{sentence.heading}: {sentence.text}" if headed and sentence.heading else sentence.text
 
 
 def likeliest(passages: Sequence[Passage], sentences: Sequence[Sentence], scores: np.ndarray) -> Quote:
@@ -156,7 +168,7 @@ def sentences_of(rank: int, text: str) -> Iterator[Sentence]:
     texts = [text[slice(*span)] for span in spans]
     for place, span in enumerate(spans):
         around = " ".join([heading, *texts[max(place - 1, 0) : place], *texts[place + 1 : place + 2]])
-        yield Sentence(rank, place, *span, texts[place], around)
+        yield Sentence(rank, place, *span, texts[place], heading.strip("# \n"), around)
 
 
 def _sentences(text: str) -> tuple[str, list[tuple[int, int]]]:

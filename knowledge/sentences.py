@@ -5,10 +5,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _CLOSING = "”’」』）》\"')\\]*_"
+#: Not behind one of these does a full stop end a sentence; what looks behind needs a fixed length.
+ABBREVIATIONS = "".join(
+    rf"(?<!\b(?:{words}))"
+    for words in (
+        r"Mr|Ms|Dr|St|Jr|Sr|Lt|Mt|Ft|Co|No|vs|al|ca|cf|pp",
+        r"Mrs|Rev|Gen|Col|Sgt|Maj|Gov|Sen|Rep|Hon|Inc|Ltd|Fig|e\.g|i\.e",
+        r"Prof|Capt|Corp",
+    )
+)
 # A full stop ends nothing after a number of a list, an initial or an abbreviation.
 _END = re.compile(
     rf"[。！？]+[{_CLOSING}]*(?=[^{_CLOSING}])|[!?]+[{_CLOSING}]*(?=\s)"
-    r"|(?<![\s.][A-Z])(?<!^[A-Z])(?<!\b(?:Mr|Ms|Dr|St|No|vs|cf))(?<!\b(?:Mrs|e\.g|i\.e|etc))"
+    rf"|(?<![\s.][A-Z])(?<!^[A-Z])(?<!\betc){ABBREVIATIONS}"
     rf"\.+[{_CLOSING}]*(?=\s)"
 )
 _FENCE = re.compile(r"^\s{0,3}(`{3,}|~{3,})")

@@ -63,12 +63,15 @@ BY_RULE = "When was Ada Lovelace born?"
     ("said", "searched"),
     [
         (" Ada Lovelace was born when?\n", "Ada Lovelace was born when?"),
+        ("Q: When was the mathematician born?", "When was the mathematician born?"),
         (
             '\nRewritten question: "When was the mathematician born?"\n\nThis is because',
             "When was the mathematician born?",
         ),
         ("", BY_RULE),
-        ("Ada Lovelace.", BY_RULE),  # no word of the question
+        ("Who was it?", BY_RULE),  # no word of the question
+        ("Ada Lovelace was born in 1815.", BY_RULE),  # an answer
+        ("when was she born?", BY_RULE),  # the same again
         ("When was she born? " * 20, BY_RULE),  # it does not end
     ],
 )

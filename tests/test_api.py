@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from fastapi import FastAPI
 
 from chatapp.api import NOTHING_FOUND, add_routes
 from chatapp.checkpoints import FetchError
+from chatapp.conversation import Turn
 from chatapp.engine import Engine, EngineError, Source
 from chatapp.library import Library
+from chatapp.recall import Recall
 from models import LoadedModel
 from tests.fakes import Gate, HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
@@ -188,6 +191,73 @@ def test_a_quote_and_what_was_searched_for_come_beside_the_citations(
     assert (told.quote["name"], told.quote["page"], told.quote["text"]) == ("lease.txt", None, CONTRACT)
     assert [(part["name"], part["text"]) for part in told.quote["parts"]] == [("lease.txt", CONTRACT)]
     assert (told.quote["draft"], told.answered_from) == (True, "documents")
+
+
+@pytest.mark.parametrize(
+    ("followups", "searched"),
+    [
+        (True, "When is it due? (rent)"),
+        ("rule", "When is it due? (rent)"),
+        (False, None),
+        ("off", None),
+        ("model", "On which day is the rent due?"),
+    ],
+)
+def test_a_request_says_how_follow_ups_are_made_to_stand_alone(
+    serve: Callable[..., Service], tmp_path: Path, followups: bool | str, searched: str | None
+) -> None:
+    service = serve(scripted(lambda prompt: "On which day is the rent due?" if "Write only" in prompt else "Soon."))
+    base = add_document(service.library, tmp_path)
+    turns = [("user", "What is the rent?"), ("assistant", "A lot."), ("user", "When is it due?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    reply = service.chat(messages, extra_body={"knowledge_base": base, "mode": "auto", "followups": followups})
+    assert (reply.searched_for, reply.choices[0].message.content) == (searched, "Soon.")
+
+
+def test_an_unknown_way_of_follow_ups_is_refused(service: Service) -> None:
+    answer = service.post({"messages": HELLO, "followups": "sometimes"})
+    assert answer.status_code == 422 and "followups" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_follow_up_does_not_read_the_passages_again(
+    service: Service, loaded: LoadedModel, tmp_path: Path, stream: bool
+) -> None:
+    extra = {"knowledge_base": add_document(service.library, tmp_path), "mode": "auto"}
+    first = [{"role": "user", "content": "What is the rent?"}]
+    replied = service.chat(first, stream=stream, extra_body=extra)
+    text = "".join(piece.choices[0].delta.content or "" for piece in replied) if stream else "你好, world!"
+    assert text == "你好, world!"
+    asked = {"role": "user", "content": "On which day is the rent due?"}
+    told = service.chat([*first, {"role": "assistant", "content": f"{text}\n"}, asked], extra_body=extra)
+    one, two = loaded.model.prompts
+    assert two.startswith(one) and two.count(CONTRACT) == 1
+    assert told.usage.prompt_tokens_details.cached_tokens >= len(one.encode())
+    service.chat([*first, {"role": "assistant", "content": "Something else."}, asked], extra_body=extra)
+    assert not loaded.model.prompts[-1].startswith(one)
+
+
+def test_this_document_is_the_one_that_was_given(service: Service, loaded: LoadedModel, tmp_path: Path) -> None:
+    extra = {"knowledge_base": add_document(service.library, tmp_path), "mode": "auto"}
+    first = [{"role": "user", "content": "What is the rent?"}]
+    text = service.chat(first, extra_body=extra).choices[0].message.content
+    asked = {"role": "user", "content": "What does this document say on the day when the rent is due?"}
+    told = service.chat([*first, {"role": "assistant", "content": text}, asked], extra_body=extra)
+    assert told.searched_for == "What does lease say on the day when the rent is due?"
+
+
+def test_no_more_exchanges_are_remembered_than_may_be() -> None:
+    recall = Recall(most=2)
+    exchanges = [(Turn("user", str(n)), Turn("assistant", f"reply {n}", (n,), "m")) for n in range(3)]
+    for asked, replied in exchanges:
+        recall.keep([], asked, replied)
+    words = [[replace(turn, ids=None, model=None) for turn in exchange] for exchange in exchanges]
+    assert [recall.completed(said) == list(exchange) for said, exchange in zip(words, exchanges, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+    assert recall.completed([]) == []
 
 
 @pytest.mark.parametrize("stream", [False, True])

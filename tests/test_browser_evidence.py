@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from chatapp.library import Library
 from chatapp.server import build
@@ -39,7 +39,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
         yield App(f"http://127.0.0.1:{port}", tmp_path)
 
 
-def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
+@pytest.fixture
+def page(app: App) -> Iterator[Page]:
+    """The page with the knowledge base chosen."""
     assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -47,38 +49,87 @@ def test_a_number_opens_its_page_with_the_passage_highlighted(app: App) -> None:
         page.goto(app.address)
         expect(page.locator("#model input")).not_to_have_value("")
         page.locator("#base").get_by_label("诗").check()
-        ask(page, "太行雪昨夜飞入来是谁写的？")
-        mark = reply(page).locator("a.mark")
-        expect(mark).to_have_text("[1]")
-        expect(reply(page).locator(".unsupported")).to_have_text("月亮是绿色的奶酪做的。")
-
-        expect(reply(page).locator(".acts")).to_be_visible()
-        mark.focus()
-        page.keyboard.press("Enter")
-        panel = page.locator(".evidence")
-        expect(panel.locator("mark").first).to_contain_text("忽然太行雪")
-        picture = panel.locator("img")
-        expect(picture).to_be_visible()
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
-        box, sheet = panel.locator("rect.exact").first.bounding_box(), picture.bounding_box()
-        assert sheet["x"] <= box["x"] and box["x"] + box["width"] <= sheet["x"] + sheet["width"]
-
-        before = sheet["width"]
-        panel.locator(".zoom a").last.click()
-        assert picture.bounding_box()["width"] > 1.4 * before
-        panel.locator(".bar .pager a").last.click()
-        expect(panel.locator("img")).to_have_attribute("src", re.compile(r"/pages/2\.png"))
-        panel.get_by_text("全部来源").click()
-        expect(page.locator("#sources .card").first).to_be_visible()
-
-        fold = page.locator("#right [data-fold]")
-        expect(fold).to_contain_text("收起或展开来源")
-        fold.press("Enter")
-        expect(page.locator("#sources")).to_be_hidden()
-
-        page.reload()
-        expect(reply(page).locator("a.mark")).to_have_text("[1]")
-        reply(page).locator("a.mark").click()
-        expect(page.locator(".evidence rect.exact").first).to_be_visible()
+        yield page
         browser.close()
     assert app.complaints == []
+
+
+def highlighted(page: Page) -> None:
+    """Waits for the picture of a page, and for what is highlighted to stand in it, where it can be clicked on."""
+    picture = page.locator(".evidence img")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+    box, sheet = page.locator(".evidence rect.exact").first.bounding_box(), picture.bounding_box()
+    assert sheet["x"] <= box["x"] and box["x"] + box["width"] <= sheet["x"] + sheet["width"]
+    pane, right = page.locator(".evidence .pane").bounding_box(), page.locator("#right").bounding_box()
+    assert right["x"] <= pane["x"] and pane["x"] + pane["width"] <= right["x"] + right["width"]
+    assert pane["y"] <= box["y"] <= pane["y"] + pane["height"]
+
+
+def test_sources_and_quotes_open_their_pages(page: Page) -> None:
+    ask(page, "太行雪昨夜飞入来是谁写的？")
+    expect(reply(page).locator(".acts")).to_be_visible()
+    cards = page.locator("#sources .card a.place")
+    count = cards.count()
+    cards.first.click()
+    highlighted(page)
+    expect(page.locator(".evidence header")).to_contain_text(f"来源 1 / {count}")
+    page.locator(".evidence header .pager a").last.click()
+    expect(page.locator(".evidence header")).to_contain_text(f"来源 2 / {count}")
+    page.get_by_text("全部来源").click()
+    expect(cards).to_have_count(count)
+
+    page.locator("#right [data-fold]").click()
+    reply(page).locator(".quote a.place").first.press("Enter")
+    highlighted(page)
+    expect(page.locator(".evidence header")).to_contain_text("原文 1 / ")
+
+
+def test_the_nearest_passages_open_their_pages_where_the_documents_do_not_say(page: Page) -> None:
+    page.locator("#lab > button").click()
+    page.locator("#lab-threshold input[type=number]").fill("1")
+    page.locator("#lab-threshold input[type=number]").press("Tab")
+    page.locator("#lab-apply").click()
+    expect(page.locator("#lab-note")).to_contain_text("将按此方式检索")
+    ask(page, "火车票的价格是多少？")
+    expect(reply(page).locator(".acts")).to_be_visible()
+    expect(reply(page)).to_contain_text("文档中没有相关内容")
+    page.locator("#sources .card a.place").last.click()
+    highlighted(page)
+    page.reload()
+    reply(page).locator(".cited summary").click()
+    reply(page).locator(".cited a.place").first.click()
+    highlighted(page)
+
+
+def test_a_number_opens_its_page_with_the_passage_highlighted(page: Page) -> None:
+    ask(page, "太行雪昨夜飞入来是谁写的？")
+    mark = reply(page).locator("a.mark")
+    expect(mark).to_have_text("[1]")
+    expect(reply(page).locator(".unsupported")).to_have_text("月亮是绿色的奶酪做的。")
+
+    expect(reply(page).locator(".acts")).to_be_visible()
+    mark.focus()
+    page.keyboard.press("Enter")
+    panel = page.locator(".evidence")
+    expect(panel.locator("mark").first).to_contain_text("忽然太行雪")
+    highlighted(page)
+
+    picture = panel.locator("img")
+    before = picture.bounding_box()["width"]
+    panel.locator(".zoom a").last.click()
+    assert picture.bounding_box()["width"] > 1.4 * before
+    panel.locator(".bar .pager a").last.click()
+    expect(panel.locator("img")).to_have_attribute("src", re.compile(r"/pages/2\.png"))
+    panel.get_by_text("全部来源").click()
+    expect(page.locator("#sources .card").first).to_be_visible()
+
+    fold = page.locator("#right [data-fold]")
+    expect(fold).to_contain_text("收起或展开来源")
+    fold.press("Enter")
+    expect(page.locator("#sources")).to_be_hidden()
+
+    page.reload()
+    expect(reply(page).locator("a.mark")).to_have_text("[1]")
+    reply(page).locator("a.mark").click()
+    expect(page.locator(".evidence rect.exact").first).to_be_visible()

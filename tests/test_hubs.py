@@ -338,7 +338,7 @@ def test_the_tier_that_will_be_kept_counts(hub: FakeHub, client: httpx.Client, t
                    "num_key_value_heads": 32, "vocab_size": 32000}  # fmt: skip
     hub.add(ID, {"config.json": json.dumps(big).encode(), "model.safetensors": WEIGHTS})
     (choice,) = looked_up(hub, client, tmp_path, Machine(ram_free=7 * GIB, ram_total=8 * GIB)).choices
-    assert choice.plan.tier == "int4" and choice.copy == choice.plan.memory.weights > 3 * GIB
+    assert (choice.plan.tier, choice.tier) == ("int4", "auto") and choice.copy == choice.plan.memory.weights > 3 * GIB
     (choice,) = looked_up(hub, client, tmp_path, Machine(ram_free=GIB, ram_total=GIB)).choices
     assert choice.plan.tier is None and choice.copy == 0
 

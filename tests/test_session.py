@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from chatapp import answering, session
 from chatapp.checkpoints import FetchError
@@ -428,7 +429,8 @@ def test_a_quote_comes_before_the_model_and_is_kept_with_the_reply(
         (reply.state, reply.evidence.quote)
         for reply in chat.send(conversation, "What is the rent?", base, threading.Event())
     ]
-    part = {"name": "lease.txt", "page": None, "start": 0, "end": len(CONTRACT), "text": CONTRACT}
+    (file,) = chat.library.open(base).documents()
+    part = {"name": "lease.txt", "page": None, "document": file.id, "start": 0, "end": len(CONTRACT), "text": CONTRACT}
     quote = {**part, "draft": True, "parts": [part]}
     assert states[1] == ("waiting", quote) and states[-1] == ("done", quote)
     assert (chat.store.messages(conversation)[1].evidence or {})["quote"] == quote
@@ -449,15 +451,42 @@ def test_a_quote_needs_no_model(tmp_path: Path) -> None:
     assert (reply.evidence.quote["text"], reply.evidence.quote["draft"]) == (CONTRACT, True)
 
 
-@pytest.mark.parametrize("followups", [None, False])
+OAK_HOUSE = "Rent of Oak House: 1,200 francs. It is due on the first day of a month."
+
+
+@pytest.mark.parametrize("followups", [None, True, "rule", False, "off"])
 def test_a_follow_up_is_searched_for_with_what_it_leans_on(
-    chat: Chat, conversation: str, tmp_path: Path, followups: bool | None
+    chat: Chat, conversation: str, tmp_path: Path, followups: Any
 ) -> None:
-    base = add_document(chat, tmp_path, text="Rent of Oak House: 1,200 francs. It is due on the first day of a month.")
+    base = add_document(chat, tmp_path, text=OAK_HOUSE)
     chat.store.prefer(conversation, Preferences(followups=followups))
     last(chat, conversation, "What is the rent of Oak House?", base)
     reply = last(chat, conversation, "When is it due?", base)
-    assert reply.evidence.searched_for == (None if followups is False else "When is Oak House due?")
+    assert reply.evidence.searched_for == (None if followups in (False, "off") else "When is Oak House due?")
+
+
+def test_what_was_kept_of_follow_ups_before_the_model_could_be_asked_is_read(chat: Chat, conversation: str) -> None:
+    kept = {None: None, True: "rule", False: "off", "model": "model"}
+    assert {stored: Preferences(followups=stored).followups for stored in kept} == kept
+    with pytest.raises(ValidationError):
+        Preferences(followups="sometimes")
+
+
+def rewriting(prompt: str) -> str:
+    return "On which day is the rent of Oak House due?" if prompt.count("Write only the question.") else "It is done."
+
+
+def test_a_follow_up_is_rewritten_by_the_model_where_that_is_wanted(tmp_path: Path) -> None:
+    chat = chat_over(tmp_path, ready_engine(scripted(rewriting, context=4096)))
+    base, conversation = add_document(chat, tmp_path, text=OAK_HOUSE), chat.store.create().id
+    chat.store.prefer(conversation, Preferences(followups="model"))
+    last(chat, conversation, "What is the rent of Oak House?", base)
+    replies = chat.send(conversation, "When is it due?", base, threading.Event())
+    states = [(reply.state, reply.evidence.searched_for) for reply in replies]
+    searched = "On which day is the rent of Oak House due?"
+    assert states[0] == ("rewriting", None) and ("waiting", searched) in states and states[-1] == ("done", searched)
+    kept = chat.store.messages(conversation)[-1]
+    assert (kept.content, (kept.evidence or {})["searched_for"]) == ("It is done.", searched)
 
 
 @pytest.mark.parametrize(("mode", "text"), [("auto", "It is done."), ("chat", "It is done."), (None, "")])

@@ -76,7 +76,7 @@ def test_everything_is_shown_with_its_size(disk: Disk) -> None:
     disk.cached("THUDM/chatglm-6b", CHATGLM)
     disk.put(disk.data / "quantized" / "chatglm-6b-int4-0123456789ab" / "model.safetensors", 700)
     disk.put(disk.data / "warm" / "abc.kv", 300)
-    disk.put(disk.data / "downloads" / "half" / "part", 200)
+    disk.put(disk.data / "checkpoints" / ".downloads" / "half" / "part", 200)
     disk.put(disk.data / "conversations.db", 1000)
     disk.put(disk.data / "conversations.db-wal", 24)
     disk.put(disk.own / EMBEDDER.name / "modules.json", 50)

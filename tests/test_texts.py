@@ -1,9 +1,9 @@
 """The texts of the interface: both languages say the same, and every text is used."""
 
 import ast
-import functools
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield path.name, node
 
 
-@functools.cache
+@cache
 def literals() -> set[str]:
     """Strings in the code, but for those that something is compared with: they may be keys."""
     found: set[str] = set()

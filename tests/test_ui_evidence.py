@@ -10,6 +10,7 @@ import pytest
 
 from chatapp.citing import Evidence
 from chatapp.library import Library
+from chatapp.preferences import Preferences, Retrieving
 from chatapp.session import Chat
 from chatapp.store import Store, StoredMessage
 from chatapp.texts import CATALOGUE
@@ -123,7 +124,7 @@ def test_the_panel_shows_the_page_with_its_highlight(chat: Chat, language: str) 
     _, message, number = asked(chat, "太行雪昨夜飞入来是谁写的？")
     shown = evidence.panel(message, View(number, views(message)[0]), chat.library, language)
     assert '/pages/1.png?scale=2.0"' in shown and 'class="exact"' in shown and 'class="passage"' in shown
-    assert "/original#page=1" in shown and f"#q-page-{number}-{views(message)[0]}-2" in shown
+    assert "/original#page=1" in shown and f"#q-cite-{number}-{views(message)[0]}-2" in shown
     assert "诗 <b>" not in shown
     assert CATALOGUE[language]["open_original"] in shown
 
@@ -147,10 +148,57 @@ def test_a_file_without_pages_is_shown_around_the_passage(library: Library, tmp_
 def test_what_is_gone_is_said(chat: Chat) -> None:
     _, message, number = asked(chat, "太行雪昨夜飞入来是谁写的？")
     view = View(number, views(message)[0])
-    assert "is not there any more" in evidence.panel(message, replace(view, cited=99), chat.library, "en")
+    assert "is not there any more" in evidence.panel(message, replace(view, at=99), chat.library, "en")
     assert "is not there any more" in evidence.panel(replace(message, evidence=None), view, chat.library, "en")
     chat.library.open("诗 <b>").remove(PDF.name)
     assert "not in its knowledge base any more" in evidence.panel(message, view, chat.library, "en")
+
+
+@pytest.mark.parametrize("kind", ["source", "quote"])
+def test_a_source_and_a_quote_have_their_page(chat: Chat, kind: str) -> None:
+    _, message, number = asked(chat, "太行雪昨夜飞入来是谁写的？")
+    shown = evidence.panel(message, View(number, 1, kind=kind), chat.library, "en")
+    assert "/pages/1.png" in shown and 'class="exact"' in shown and 'class="passage"' not in shown
+    assert f"#q-{kind}-{number}-1-2" in shown and f"{kind.title()} 1 of " in shown
+    other = evidence.panel(message, View(number, 1, 2, kind), chat.library, "en")
+    assert "/pages/2.png" in other and "<rect" not in other
+    assert "is not there any more" in evidence.panel(message, View(number, 99, kind=kind), chat.library, "en")
+
+
+def test_the_nearest_passages_lead_to_their_pages_where_the_documents_do_not_say(chat: Chat) -> None:
+    conversation = chat.store.create().id
+    chat.store.prefer(conversation, Preferences(retrieval=Retrieving(threshold=1)))
+    *_, reply = chat.send(conversation, "太行雪的租金是多少？", "诗 <b>", threading.Event())
+    assert reply.nothing_found and not reply.text and len(reply.sources) > 1
+    tree = chat.store.tree(conversation)
+    messages, pane, _ = render.conversation(tree, "en")
+    for number, source in enumerate(reply.sources, start=1):
+        assert f'href="#q-source-{tree.leaf}-{number}"' in pane and f'href="#q-source-{tree.leaf}-{number}"' in str(
+            messages
+        )
+        shown = evidence.panel(tree[tree.leaf].message, View(tree.leaf, number, kind="source"), chat.library, "en")
+        assert (f"/pages/{source['page']}.png" in shown) if source["page"] else ("<mark>" in shown)
+
+
+def test_a_quote_of_two_places_leads_to_each_of_them(chat: Chat) -> None:
+    conversation, message, number = asked(chat, "太行雪昨夜飞入来是谁写的？")
+    kept = message.evidence["quote"]
+    second = {**kept["parts"][0], "name": "note.md", "page": None, "text": "The rent of the flat"}
+    second["document"] = next(file.id for file in chat.library.open("诗 <b>").documents() if file.name == "note.md")
+    both = replace(message, evidence={**message.evidence, "quote": {**kept, "parts": [kept["parts"][0], second]}})
+    shown = evidence.panel(both, View(number, 2, kind="quote"), chat.library, "en")
+    assert "Quote 2 of 2" in shown and "<mark>The rent of the flat</mark>" in shown and f"#q-quote-{number}-1" in shown
+    chat.store.update(number, both)
+    head = render.branch(chat.store.tree(conversation), "en")[-1]["content"]
+    assert f'href="#q-quote-{number}-1"' in head and f'href="#q-quote-{number}-2"' in head
+
+
+def test_a_quote_that_was_kept_without_its_document_has_no_link(chat: Chat) -> None:
+    conversation, message, number = asked(chat, "太行雪昨夜飞入来是谁写的？")
+    old = {name: message.evidence["quote"][name] for name in ("name", "page", "start", "end", "text", "draft")}
+    chat.store.update(number, replace(message, evidence={**message.evidence, "quote": old}))
+    head = render.branch(chat.store.tree(conversation), "en")[-1]["content"]
+    assert "#q-quote" not in head and old["text"].splitlines()[0] in head
 
 
 def test_a_kept_conversation_shows_its_marks_again(chat: Chat) -> None:

@@ -80,14 +80,17 @@ def test_a_question_without_a_base_says_what_to_do(searching: Lab) -> None:
 
 
 def test_a_conversation_keeps_how_it_searches(searching: Lab, chat: Chat) -> None:
-    conversation, _ = searching.prefer_retrieval(None, 2, 0.25, "words", False, REQUEST)
+    conversation, _ = searching.prefer_retrieval(None, 2, 0.25, "words", "model", REQUEST)
     assert searching.prefer_mode(conversation, "auto") == conversation
     kept = chat.store.conversation(conversation).preferences
     assert kept.retrieval == Retrieving(passages=2, threshold=0.25, method="words")
-    assert kept.followups is False and kept.mode == "auto"
+    assert kept.followups == "model" and kept.mode == "auto"
     mode, passages, threshold, method, followups = searching.preferred(conversation, REQUEST)
-    assert (mode["value"], passages, threshold, method["value"], followups) == ("auto", 2, 0.25, "words", False)
-    assert searching.preferred(None, REQUEST)[0]["value"] == "documents"
+    chosen = (mode["value"], passages, threshold, method["value"], followups["value"])
+    assert chosen == ("auto", 2, 0.25, "words", "model")
+    assert [name for _, name in followups["choices"]] == ["off", "rule", "model"]
+    mode, *_, followups = searching.preferred(None, REQUEST)
+    assert (mode["value"], followups["value"]) == ("documents", "rule")
 
 
 @pytest.mark.parametrize(

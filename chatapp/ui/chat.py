@@ -36,8 +36,6 @@ CHIPS = "element.addEventListener('click', ({target}) => target.dataset.do && tr
 #: Seconds between two updates of a streaming reply.
 REFRESH = 0.06
 
-EVIDENCE = ("cite", "page", "sources")  #: links that show where a reply comes from
-
 #: The outputs of a turn; `editing` is which message is being edited.
 TURN = ("messages", "sources", "progress", "conversation", "conversations", "text", "editing", *ABOUT)
 NOTHING = (gr.skip(),) * len(TURN)
@@ -90,10 +88,14 @@ def layout(label: Label) -> Parts:
 
 def connect(parts: Parts, turns: Turns) -> None:
     turn = only(parts, *TURN)
-    send, act = _ending_quietly(turns.send), _ending_quietly(turns.act)
+    send, act = _taking_along(_ending_quietly(turns.send)), _ending_quietly(turns.act)
     asked = only(parts, "text", "conversation", "base", "editing", "beside")
-    parts["text"].submit(send, asked, turn, concurrency_limit=None, **QUIET)
+    sent = [*turn, *only(parts, "chips", "beside")]
+    parts["text"].submit(send, asked, sent, concurrency_limit=None, **QUIET)
     parts["actions"].click(act, only(parts, "conversation", "base"), turn, concurrency_limit=None, **QUIET)
+    # By an event of its own, each of which counts: a click would wait for none while a reply is written anew.
+    shown = {"trigger_mode": "multiple", "concurrency_limit": None, **QUIET}
+    parts["actions"].expand(turns.show, only(parts, "conversation"), only(parts, "sources"), **shown)
     parts["text"].stop(turns.stop, queue=False)
 
 
@@ -141,13 +143,23 @@ class Turns(Section):
             yield NOTHING
             return
         try:
-            if event.do in EVIDENCE:
-                yield self._evidence(event.do, [event.message, *event.more], conversation, self.language(request))
-            else:
-                yield from self._act(event.do, event.message, conversation, asking(base), request)
+            yield from self._act(event.do, event.message, conversation, asking(base), request)
         except TreeError as error:  # the page showed what another window has changed
             warn(error)
             yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
+
+    def show(self, event: gr.EventData, conversation: str | None, request: gr.Request) -> Any:
+        """The page of a citation, a quote or a source in the place of the sources, or these again."""
+        language = self.language(request)
+        try:
+            stored = self._chat.store.tree(conversation or "")[event.message].message
+        except TreeError as error:
+            warn(error)
+            return gr.skip()
+        if event.do not in evidence.PLACES or not event.more:
+            return render.sources_pane(stored.sources, language, event.message)
+        view = evidence.View(event.message, *event.more[:2], kind=event.do)
+        return evidence.panel(stored, view, self._chat.library, language)
 
     def _act(
         self, do: str, message: int, conversation: str, base: Asked, request: gr.Request
@@ -199,16 +211,6 @@ class Turns(Section):
         start = partial(self._chat.sum_up, conversation, file.id, text)
         yield from self._stream(conversation, before, [StoredMessage("user", text)], start, base, request)
 
-    def _evidence(self, do: str, numbers: list[int], conversation: str, language: str) -> tuple[Any, ...]:
-        """The page behind a citation in the place of the sources, or these again: TURN."""
-        message, *place = numbers
-        stored = self._chat.store.tree(conversation)[message].message
-        if do == "sources" or not place:
-            shown = render.sources_pane(stored.sources, language)
-        else:
-            shown = evidence.panel(stored, evidence.View(message, *place[:2]), self._chat.library, language)
-        return (NOTHING[0], shown, *NOTHING[2:])
-
     def _moved(self, tree: Tree, language: str) -> tuple[Any, ...]:
         """Another branch is shown, and nothing is edited any more: TURN."""
         return *render.conversation(tree, language), *NOTHING[3:6], None, *NOTHING[7:]
@@ -252,7 +254,8 @@ class Turns(Section):
 
     def _reply(self, shown: list[dict[str, Any]], reply: Reply, language: str) -> tuple[Any, ...]:
         messages = [*shown, render.reply_message(reply, language)]
-        return messages, render.sources_pane(reply.sources, language), render.progress_line(reply, language)
+        pane = render.sources_pane(reply.sources, language, reply.number)
+        return messages, pane, render.progress_line(reply, language)
 
 
 def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:
@@ -262,6 +265,20 @@ def _paced(replies: Iterator[Reply]) -> Iterator[Reply]:
         if reply.state in FINAL or time.monotonic() - shown >= REFRESH:
             shown = time.monotonic()
             yield reply
+
+
+def _taking_along(send: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    """What is beside a question goes with it, and is beside the next one no longer: as `send`, chips, and beside. Not
+    an event of its own, which might come before the question has been looked at."""
+
+    @wraps(send)
+    def run(text: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:
+        gone = ("", []) if text.strip() else (gr.skip(), gr.skip())
+        for shown in send(text, *arguments):
+            yield (*shown, *gone)
+            gone = (gr.skip(), gr.skip())
+
+    return run
 
 
 def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

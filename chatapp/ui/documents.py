@@ -111,8 +111,6 @@ def connect(parts: Parts, documents: Documents) -> None:
     attached = [*everything, parts["beside"]]
     parts["attach"].upload(documents.attach, [parts["attach"], *seen], attached, **QUIET)
     parts["chips"].click(documents.detach, seen, only(parts, "chips", "beside"), **QUIET)
-    sent = only(parts, "text", "beside")
-    parts["text"].submit(documents.sent, sent, only(parts, "chips", "beside"), queue=False, **QUIET)
 
 
 class Documents(Section):
@@ -227,10 +225,6 @@ class Documents(Section):
         """A file is beside the question no longer; it stays in its knowledge base: chips, those that are left."""
         left = [each for at, each in enumerate(beside) if at != int(event.at)]
         return self._chips(left, self.language(request)), left
-
-    def sent(self, text: str, beside: list[Beside]) -> tuple[Any, Any]:
-        """The question is on its way, and the files beside it with it: chips, none."""
-        return ("", []) if text.strip() else (gr.skip(), beside)
 
     def _taken(
         self, files: Uploads | None, base: list[str], language: str, hurry: bool

@@ -16,9 +16,8 @@ from ..offers import Offer, look_up
 from ..recommend import Recommender, first_time
 from ..texts import say
 from ..words import in_chinese
-from . import offers
+from . import model, offers
 from .escaping import escape
-from .model import MODEL, Model
 from .section import QUIET, Desk, Label, Parts, Section, hint, only
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
@@ -82,7 +81,10 @@ def layout(label: Label) -> Parts:
 
 def left(label: Label) -> Parts:
     """Below the model: the way on where the first model could not be fetched."""
-    return {"again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again")}
+    return {
+        "again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again"),
+        "fetching_timer": gr.Timer(1, active=False),  # ticks while the start is at work
+    }
 
 
 def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
@@ -102,14 +104,15 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     begun = parts["begin"].click(downloads.begin, choice, [*found[:5], *listed], **QUIET)
     begun.then(None, js=TO_THE_LIST)
     parts["downloads"].click(downloads.act, None, listed, **QUIET)
-    loading = only(parts, *MODEL, "state", "timer")
-    parts["downloads"].click(downloads.load, None, [*loading, parts["models_sheet"]], **QUIET)
+    loaded = [*only(parts, *model.OPENED), parts["models_sheet"]]
+    parts["downloads"].click(downloads.load, None, loaded, **QUIET)
     parts["downloads_timer"].tick(downloads.show, None, listed, **QUIET)
-    parts["text"].submit(downloads.notice, only(parts, "text"), None, queue=False, **QUIET)
-    failing = only(parts, "again")
-    page.load(downloads.failing, None, failing, **QUIET)
-    parts["timer"].tick(downloads.failing, None, failing, **QUIET)
-    parts["again"].click(downloads.again, None, [*failing, parts["timer"]], **QUIET)
+    parts["text"].submit(downloads.notice, only(parts, "text"), None, concurrency_limit=None, **QUIET)
+    fetching = only(parts, "again", "fetching_timer")
+    page.load(downloads.fetching, None, fetching, **QUIET)
+    parts["timer"].tick(downloads.fetching, None, fetching, **QUIET)
+    parts["fetching_timer"].tick(downloads.watch, None, [*only(parts, "state"), *fetching], **QUIET)
+    parts["again"].click(downloads.again, None, [*fetching, parts["timer"]], **QUIET)
 
 
 #: What `DownloadsTab.open` fills.
@@ -117,9 +120,9 @@ OPENED = ("hub", "hub_address", "recommended", *LIST)
 
 
 class DownloadsTab(Section):
-    def __init__(self, desk: Desk, model: Model) -> None:
+    def __init__(self, desk: Desk, models: model.Model) -> None:
         super().__init__(desk)
-        self._model = model
+        self._model = models
         self._downloads = desk.startup.downloads
         self._recommender = Recommender()
 
@@ -136,7 +139,7 @@ class DownloadsTab(Section):
         return last if last in KINDS.values() else first
 
     def _recommended(self, language: str) -> str:
-        here = {found.name.rpartition("/")[2] for found in checkpoints.find(self._settings.checkpoint_folders)}
+        here = {found.name.rpartition("/")[2] for found in self._startup.shelf.found()}
         machine = self._startup.machine()
         return offers.recommended(self._recommender.recommendations(machine, language, here), language)
 
@@ -261,9 +264,10 @@ class DownloadsTab(Section):
         """Loads a checkpoint that has come, and closes the sheet: the outputs of loading a model, and the sheet."""
         found = next((each for each in self._downloads.list() if each.job.id == event.id), None)
         if event.do != "load" or found is None or found.path is None:
-            yield (*(gr.skip(),) * (len(MODEL) + 2), gr.skip())
+            yield (*(gr.skip(),) * len(model.OPENED), gr.skip())
             return
-        for step in self._model.choose_model(str(found.path), found.job.tier, request):
+        named = {each.path: each.name for each in self._startup.shelf.found()}
+        for step in self._model.load(named.get(found.path.resolve(), str(found.path)), found.job.tier, request):
             yield *step, gr.update(visible=False)
 
     def notice(self, text: str) -> None:
@@ -276,12 +280,16 @@ class DownloadsTab(Section):
         found = self._recommender.recommendations(self._startup.machine(), "zh")
         said = say("zh", "notice_chinese", name=found[0].name) if found else say("zh", "notice_chinese_none")
         link = f' <a href="#q-models-0">{say("zh", "better_model")}</a>' if found else ""
-        gr.Info(said + link, duration=None)
+        gr.Info(said + link, duration=None, title=say("zh", "notice"))
 
-    def failing(self) -> Any:
-        """The button that tries again, where the first model could not be fetched."""
-        return gr.update(visible=bool(self._startup.fetching.failure))
+    def fetching(self) -> tuple[Any, gr.Timer]:
+        """The button that tries again, where something could not be fetched; and the timer, while something is."""
+        return gr.update(visible=bool(self._startup.fetching.failure)), gr.Timer(active=self._startup.at_work)
 
-    def again(self) -> tuple[Any, Any]:
+    def watch(self, request: gr.Request) -> tuple[Any, ...]:
+        """The state of the model, below which the second one is fetched, and the same."""
+        return self._model.state(request), *self.fetching()
+
+    def again(self) -> tuple[Any, ...]:
         self._startup.again()
-        return gr.update(visible=False), gr.Timer(active=True)
+        return gr.update(visible=False), gr.Timer(active=True), gr.Timer(active=True)

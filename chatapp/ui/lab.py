@@ -13,15 +13,16 @@ from knowledge.retrieval import Ranked, judge
 
 from ..checkpoints import FetchError
 from ..library import LibraryError
-from ..preferences import MOST_PASSAGES, Asked, Retrieving
+from ..preferences import MOST_PASSAGES, Asked, Followups, Retrieving
 from ..texts import say
 from .escaping import escape
 from .render import flowing, place
 from .section import QUIET, Label, Parts, Section, hint, only
 
-#: What the ways of answering.Mode, and of ranking.METHODS, are called.
+#: What the ways of answering.Mode, of ranking.METHODS and of preferences.Followups are called.
 MODES = {"documents": "mode_documents", "chat": "mode_chat", "auto": "mode_auto"}
 ORDERS = {"both": "lab_both", "words": "lab_words", "meaning": "lab_meaning"}
+FOLLOWUPS = {"off": "followups_off", "rule": "followups_rule", "model": "followups_model"}
 SHOWN = 300  #: characters of a passage
 
 #: What is set here.
@@ -35,7 +36,9 @@ def layout(label: Label) -> Parts:
         method = gr.Dropdown([], label=label("lab_method"), elem_id="lab-method")
         passages = gr.Slider(1, MOST_PASSAGES, step=1, label=label("lab_passages"), elem_id="lab-passages")
         threshold = gr.Slider(0, 1, step=0.05, label=label("lab_threshold"), elem_id="lab-threshold")
-        followups = gr.Checkbox(label=label("lab_followups"), elem_id="lab-followups")
+        followups = gr.Dropdown(
+            [], label=label("lab_followups"), info=label("lab_followups_info"), elem_id="lab-followups"
+        )
         with gr.Row():
             find = gr.Button(label("lab_find"), size="sm", elem_id="lab-find")
             apply = gr.Button(label("lab_apply"), size="sm", elem_id="lab-apply")
@@ -86,12 +89,13 @@ class Lab(Section):
         passages: int,
         threshold: float,
         method: str,
-        followups: bool,
+        followups: Followups,
         request: gr.Request,
     ) -> tuple[str, str]:
         """Lets a conversation search like this: its id, and what to say."""
         how = Retrieving(passages=passages, threshold=threshold, method=method)
-        id = self._chat.prefer(conversation, retrieval=how, followups=None if followups else False)
+        wanted = None if followups == "rule" else followups
+        id = self._chat.prefer(conversation, retrieval=how, followups=wanted)
         return id, hint(say(self.language(request), "lab_applied"))
 
     def prefer_mode(self, conversation: str | None, mode: str) -> str:
@@ -108,7 +112,7 @@ class Lab(Section):
             how.passages,
             how.threshold,
             gr.update(choices=choices(ORDERS, language), value=how.method),
-            kept.followups is not False,
+            gr.update(choices=choices(FOLLOWUPS, language), value=kept.followups or "rule"),
         )
 
 

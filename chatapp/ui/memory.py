@@ -31,8 +31,8 @@ def bar(plan: Plan | None, machine: Machine, language: str) -> str:
         f'<li><i class="{name}" aria-hidden="true"></i>{say(language, TEXTS[name])} <b>{amount(size)}</b></li>'
         for name, size in parts.items()
     )
-    device = say(language, "place_cpu" if plan.device == "cpu" else "place_card")
-    title = say(language, "memory_title", device=device, total=amount(sum(parts.values())))
+    title = "memory_main" if plan.device == "cpu" else "memory_card"
+    title = say(language, title, total=amount(sum(parts.values())))
     return (
         f'<div class="memory"><p>{title}</p><div class="bar" aria-hidden="true">{segments}</div><ul>{rows}</ul></div>'
     )

@@ -31,6 +31,10 @@ MODEL = ("family", "model", "adapter", "tier", "chat_format")
 #: The buttons of the states in which there is one.
 BUTTONS = {"ready": "unload", "unloaded": "load", "failed": "load"}
 
+#: Seconds between two looks at the engine in the states in which something may happen by itself: what is unloaded is
+#: loaded by a message, also by another window's.
+TICKS = {"empty": 1, "loading": 1, "unloaded": 3}
+
 
 def layout(label: Label) -> Parts:
     family = gr.Dropdown([], label=label("family"), interactive=True, elem_id="family")
@@ -38,12 +42,12 @@ def layout(label: Label) -> Parts:
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
     adapter = gr.Dropdown([], label=label("adapter"), info=label("adapter_info"), visible=False, elem_id="adapter")
-    tier = gr.Dropdown([], label=label("tier"), info=label("tier_info"), interactive=True, elem_id="tier")
-    state = gr.HTML(elem_id="state")
-    with gr.Row(elem_id="model-buttons"):
+    with gr.Row(elem_id="tier-row"):
+        tier = gr.Dropdown([], label=label("tier"), interactive=True, min_width=100, elem_id="tier")
         load = gr.Button(label("load"), variant="primary", size="sm", min_width=80, visible=False, elem_id="load")
         unload = gr.Button(label("unload"), size="sm", min_width=80, visible=False, elem_id="unload")
-        models_open = gr.Button(label("models"), size="sm", min_width=80, elem_id="models-open")
+    state = gr.HTML(elem_id="state")
+    models_open = gr.Button(label("models"), size="sm", elem_id="models-open")
     with gr.Accordion(label("model_more"), open=False, elem_id="format-section"):
         chat_format = gr.Dropdown([], label=label("chat_format"), info=label("chat_format_info"), elem_id="format")
     return {
@@ -114,7 +118,8 @@ class Model(Section):
         return self.state(request), *(gr.update(visible=name == button) for name in ("load", "unload"))
 
     def _timer(self) -> gr.Timer:
-        return gr.Timer(active=self._chat.engine.status.state in ("empty", "loading", "unloaded"))
+        state = self._chat.engine.status.state
+        return gr.Timer(TICKS.get(state, 1), active=state in TICKS)
 
     def choose_model(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Loads a checkpoint of the list, or what was pasted as a path: OPENED. Another tier of the loaded one keeps
@@ -171,7 +176,7 @@ class Model(Section):
         if self._chat.engine.busy:
             said = name or self._chat.engine.status.name
             gr.Info(say(self.language(request), "waits", name=escape(said)))
-        yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(active=True))
+        yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(1, active=True))
         try:
             self._chat.engine.load(source())
         except EngineError as error:
@@ -230,7 +235,7 @@ class Model(Section):
             plan = self._startup.shelf.plan(found.path, machine, self._asked_tier())
         except models.CheckpointError:
             return say(language, "fits_unknown")
-        return plan.tier.upper() if plan.tier else say(language, "fits_not")
+        return say(language, "fits_at", tier=plan.tier.upper()) if plan.tier else say(language, "fits_not")
 
     def _adapters(self, language: str) -> Any:
         """The loaded model's; the box is hidden where there are none."""

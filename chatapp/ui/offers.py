@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..checkpoints import FAMILIES
-from ..downloads import Job, Progress
 from ..hubs import RemoteFile
+from ..jobs import RUNNING, Job, Progress
 from ..offers import Choice, Offer
-from ..planner import Plan
+from ..planner import Plan, explain
 from ..recommend import Recommendation
 from ..texts import say
 from .escaping import escape
@@ -28,7 +28,7 @@ DOING = {
 
 def sentence(plan: Plan, language: str) -> str:
     """The planner's words on a plan."""
-    return plan.reason
+    return explain(plan, language)
 
 
 def recommended(found: Sequence[Recommendation], language: str) -> str:
@@ -146,7 +146,7 @@ def _state(found: Progress, language: str) -> str:
     if found.failure is not None:
         return f"⚠ {escape(found.failure.said(language))}"
     if found.retry is not None:
-        again = say(language, "download_again", seconds=max(round(found.retry[0]), 0))
+        again = say(language, "download_again", seconds=round(found.retry[0]))
         return f"⚠ {escape(found.retry[1].said(language))} {again}"
     if job.state == "done":
         return _finished(found, language)
@@ -176,7 +176,7 @@ def left(seconds: float, language: str) -> str:
 
 def running(found: Sequence[Progress]) -> Job | None:
     """The download that is at work."""
-    return next((each.job for each in found if each.job.state in ("waiting", "downloading", "verifying")), None)
+    return next((each.job for each in found if each.job.state in RUNNING), None)
 
 
 def size(count: int) -> str:

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE, preferred
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model, panes
+from . import conversations, documents, downloads, lab, model, panes, storage
 from . import settings as settings_page
 from .document import Document, Look, add_document_routes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
@@ -72,6 +72,7 @@ class Page:
         self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.storage = storage.Stored(desk)
         self._desk = desk
 
     def open(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -124,6 +125,8 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
             with gr.Tabs(elem_id="models-tabs"):
                 with gr.Tab(label("download_tab"), id="download"):
                     parts |= downloads.layout(label)
+                with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
+                    parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
             parts |= settings_page.layout(label)
         handlers = Page(desk)
@@ -141,9 +144,10 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
     documents.connect(parts, handlers.documents)
+    downloads.connect(page, parts, handlers.downloads)  # before the chat, which empties the input that it reads too
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
-    downloads.connect(page, parts, handlers.downloads)
+    storage.connect(parts, handlers.storage, handlers.model)
 
 
 def _theme() -> gr.themes.Base:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ..checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
@@ -24,8 +25,13 @@ SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 PARAGRAPH = re.compile(r"\n\s*\n")
 
+#: What comes after each of the embedded models has been fetched.
+FOLLOWS = {DEFAULT_MODEL: "fetching_model_then", DEFAULT_EMBEDDER: "fetching_embedder_then"}
+
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
+#: States of a growing reply that have a text of their name.
+AT_WORK = ("rewriting", "summarising", "writing")
 FILES = {"json": "JSON", "markdown": "Markdown"}
 
 
@@ -78,9 +84,9 @@ def branch(tree: Tree, language: str) -> list[dict[str, str]]:
 
 def conversation(tree: Tree, language: str, progress: str | None = None) -> tuple[list[dict[str, str]], str, str]:
     """The branch that is shown: messages, sources, and the line below, which `progress` may be instead."""
-    sources = tree[tree.leaf].message.sources if tree.leaf is not None else ()
+    sources = () if tree.leaf is None else tree[tree.leaf].message.sources
     line = undone(tree, language) + kept_budget(tree, language) if progress is None else progress
-    return branch(tree, language), sources_pane(sources, language), line
+    return branch(tree, language), sources_pane(sources, language, tree.leaf), line
 
 
 def _actions(tree: Tree, node: Node, language: str) -> str:
@@ -181,7 +187,7 @@ def assistant(
 ) -> str:
     """The model's Markdown; above it what was quoted, and below it the passages that it was given, folded."""
     head = "" if beside is None else _head(beside, number, language)
-    text = f"{_closed(text)}\n\n{_folded(sources, language)}" if sources else text
+    text = f"{_closed(text)}\n\n{_folded(sources, language, number)}" if sources else text
     return f"{head}\n\n{text}" if head else text
 
 
@@ -190,16 +196,12 @@ def _head(beside: Evidence, number: int | None, language: str) -> str:
     quote, searched = beside.quote, beside.searched_for
     change = "" if number is None else _action("search", number, say(language, "search_edit"))
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched))} {change}</small>"] if searched else []
-    for part in _parts(quote):
-        lines.append(f"<b>{say(language, 'quote')} · {place(part, language)}</b><br>{flowing(part['text'])}")
+    for at, part in enumerate(evidence.parts(quote), start=1):
+        where = evidence.link("quote", number if "document" in part else None, at, place(part, language), language)
+        lines.append(f"<b>{say(language, 'quote')} · {where}</b><br>{flowing(part['text'])}")
     lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""
-
-
-def _parts(quote: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
-    """Of a quote as answering.quote_data gives it; one that was kept before there were parts is its only one."""
-    return quote.get("parts", [quote]) if quote else ()
 
 
 def _closed(text: str) -> str:
@@ -213,24 +215,33 @@ def _closed(text: str) -> str:
     return f"{text}\n{fence}" if fence else text
 
 
-def _folded(sources: Sequence[Mapping[str, Any]], language: str) -> str:
-    entries = [f"<li><b>{place(source, language)}</b><br>{flowing(source['text'])}</li>" for source in sources]
+def _folded(sources: Sequence[Mapping[str, Any]], language: str, message: int | None) -> str:
+    entries = [
+        f"<li><b>{_linked(at, source, language, message)}</b><br>{flowing(source['text'])}</li>"
+        for at, source in enumerate(sources, start=1)
+    ]
     short = " · ".join(dict.fromkeys(place(source, language, "page_short") for source in sources))
     summary = f"<summary>{say(language, 'sources')}: {short}</summary>"
     return f'<details class="cited">{summary}<ol>{"".join(entries)}</ol></details>'
 
 
-def sources_pane(sources: Sequence[Mapping[str, Any]], language: str) -> str:
-    """The right pane: one card a passage, with file, page and score."""
+def _linked(at: int, source: Mapping[str, Any], language: str, message: int | None) -> str:
+    """The place of a message's source, which leads to its page."""
+    return evidence.link("source", message, at, place(source, language), language)
+
+
+def sources_pane(sources: Sequence[Mapping[str, Any]], language: str, message: int | None = None) -> str:
+    """The right pane: one card a passage, with file, page and score; by the message's number it leads to its page."""
     if not sources:
         return f'<p class="hint">{say(language, "sources_none")}</p>'
-    return "".join(_card(number, source, language) for number, source in enumerate(sources, start=1))
+    return "".join(_card(number, source, language, message) for number, source in enumerate(sources, start=1))
 
 
-def _card(number: int, source: Mapping[str, Any], language: str) -> str:
+def _card(number: int, source: Mapping[str, Any], language: str, message: int | None) -> str:
     score = say(language, "score", score=f"{source['score']:.2f}")
     base = f"<em>{escape(source['base'])}</em>" if source.get("base") else ""
-    title = f'<span class="number">{number}</span><span>{place(source, language)}{base}</span><small>{score}</small>'
+    where = _linked(number, source, language, message)
+    title = f'<span class="number">{number}</span><span>{where}{base}</span><small>{score}</small>'
     return f'<article class="card" tabindex="0"><header>{title}</header><p>{flowing(source["text"])}</p></article>'
 
 
@@ -253,15 +264,13 @@ def _progress(reply: Reply, language: str) -> list[str]:
         return [say(language, "opening", name=escape(reply.opening.name))]
     if reply.state == "loading":
         return [say(language, "state_loading", name=escape(reply.loading))]
-    if reply.state == "summarising":
-        return [say(language, "summarising")]
+    if reply.state in AT_WORK:
+        return [say(language, reply.state)]
     if reply.state == "digesting":
         part = {name: f"{value:,}" for name, value in vars(reply.part).items()}
         return [say(language, "digesting", **part)]
     if reply.state == "reading" and reply.read is not None:
         return [say(language, "reading", done=f"{reply.read.done:,}", total=f"{reply.read.total:,}")]
-    if reply.state == "writing":
-        return [say(language, "writing")]
     return [*_outcome(reply, language), *_notices(reply, language)]
 
 
@@ -284,28 +293,40 @@ def _notices(reply: Reply, language: str) -> list[str]:
 
 
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
-    """The state of the model under its dropdown."""
+    """The state of the model under its dropdown, below what is being fetched."""
     if fetching.total:
-        megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
-        return _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+        return _fetching(fetching, language) + _hints(_ready(status, language) if status.state == "ready" else [])
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
-        lines = [say(language, "state_ready", **shown)]
-        lines += [escape(status.reason)] if status.reason else []
-        lines += [say(language, "base_model")] if status.base else []
+        lines = _ready(status, language)
         lines += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
         lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines)
+        return _hints(lines)
     if status.state == "unloaded":
-        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
-        return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
+        return _hints([say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)])
     reason = status.message or fetching.failure
     if not reason:
-        return f'<p class="hint">{say(language, "state_empty")}</p>'
-    ways_on = f"{say(language, 'ways_on')} {_better(language)}"
-    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+        return _hints([say(language, "state_empty")])
+    return _hints([f"⚠ {escape(reason)}", f"{say(language, 'ways_on')} {_better(language)}"])
+
+
+def _ready(status: Status, language: str) -> list[str]:
+    shown = {"name": escape(status.writer), "tier": status.tier.upper(), "format": escape(status.chat_format)}
+    lines = [say(language, "state_ready", **shown), escape(status.reason)]
+    return [*lines, say(language, "base_model")] if status.base else lines
+
+
+def _fetching(fetching: Fetching, language: str) -> str:
+    """What is being fetched, how much of it there is, and what comes then."""
+    megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
+    bar = _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+    follows = FOLLOWS.get(fetching.name)
+    return bar + _hints([say(language, follows)] if follows else [])
+
+
+def _hints(lines: Sequence[str]) -> str:
+    return "".join(f'<p class="hint">{line}</p>' for line in lines if line)
 
 
 def _better(language: str) -> str:

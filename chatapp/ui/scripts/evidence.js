@@ -10,12 +10,12 @@ const zoom = (panel, larger) => {
 
 // What is highlighted is scrolled to when a page appears.
 const showHighlight = (panel) => {
-  const box = panel?.querySelector("rect.exact, rect.passage, .sheet mark");
-  const sheet = panel?.querySelector(".sheet");
-  if (!box || !sheet) return;
-  const [inner, outer] = [box.getBoundingClientRect(), sheet.getBoundingClientRect()];
-  sheet.scrollTop += inner.top - outer.top - outer.height / 3;
-  sheet.scrollLeft += inner.left - outer.left - 24;
+  const box = panel?.querySelector("rect.exact") ?? panel?.querySelector("rect.passage, .pane mark");
+  const pane = panel?.querySelector(".pane");
+  if (!box || !pane) return;
+  const [inner, outer] = [box.getBoundingClientRect(), pane.getBoundingClientRect()];
+  pane.scrollTop += inner.top - outer.top - outer.height / 3;
+  pane.scrollLeft += inner.left - outer.left - 24;
 };
 const sources = document.getElementById("sources");
 if (sources) {

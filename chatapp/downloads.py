@@ -173,6 +173,12 @@ class Downloads:
             jobs = [job for job in self._jobs.values() if job.state != "done"]
             return sum(job.size + job.copy - self._progress(job).done for job in jobs)
 
+    def places(self) -> dict[str, Path]:
+        """Where what has arrived of unfinished downloads lies, by what they become."""
+        with self._changed:
+            jobs = list(self._jobs.values())
+        return {job.target: place for job in jobs if (place := self._parts / job.id).is_dir()}
+
     # The queue on disk
 
     def _read(self) -> Iterator[Job]:
@@ -346,16 +352,6 @@ class Downloads:
             except OSError:  # a full disk takes no word of it either; the next start finds it running, and goes on
                 self._jobs[id] = job
                 self._changed.notify_all()
-
-
-def unfinished(data: Path) -> Iterator[tuple[str, Path]]:
-    """What has come of downloads that are not finished: what each will be called, and the folder."""
-    for folder in sorted((data / "checkpoints" / PARTS).glob("[!.]*")):
-        try:
-            name = str(json.loads((data / "downloads" / f"{folder.name}.json").read_text(encoding="utf-8"))["target"])
-        except (OSError, ValueError, KeyError, TypeError):
-            name = folder.name
-        yield name, folder
 
 
 def room(folder: Path) -> int:

@@ -65,7 +65,7 @@ def browser() -> Iterator[Browser]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     settings = parse(["--data", str(tmp_path)], {})
-    engine = ready_engine(scripted(lambda prompt: f"{FACTS['en'][0]}{FACTS['zh'][0]}", context=20_000))
+    engine = ready_engine(scripted(lambda prompt: FACTS["zh" if "租金" in prompt else "en"][0], context=20_000))
     library = Library(tmp_path / "kb", HashEmbeddings)
     chat = Chat(engine, library, Store(tmp_path / "conversations.db"))
     with serving(build(chat, mount(settings, chat, Startup(settings, engine)))) as port:
@@ -104,6 +104,7 @@ def row(page: Page, name: str) -> Locator:
 
 def drop(page: Page, target: str, *paths: Path) -> None:
     """What a file manager does: files and folders, by their paths, dropped on an element."""
+    page.locator(target).scroll_into_view_if_needed()
     box = page.locator(target).bounding_box()
     where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}

@@ -49,6 +49,7 @@ def layout(label: Label) -> Parts:
         label=label("filter"),
         show_label=False,
         placeholder=label("filter"),
+        interactive=True,
         max_lines=1,
         visible=False,
         elem_id="filter",
@@ -63,7 +64,7 @@ def layout(label: Label) -> Parts:
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
         )
     with gr.Accordion(label("base_manage"), open=False, visible=False, elem_id="base-section") as manage:
-        rename = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="base-name")
+        rename = gr.Textbox(label=label("base_name"), info=label("title_info"), max_lines=1, elem_id="base-name")
         doomed = gr.Textbox(label=label("base_delete"), max_lines=1, elem_id="base-doomed")
         delete = gr.Button(label("base_delete"), size="sm", variant="stop", elem_id="base-delete")
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,13 +17,11 @@ from ..texts import say
 from ..words import in_chinese
 from . import model, offers
 from .escaping import escape
-from .section import QUIET, Desk, Label, Parts, Section, hint, only
+from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 #: What a token may help against.
 FOR_A_TOKEN = ("hub_gated", "hub_missing", "hub_not_granted", "hub_token_wrong", "hub_token_odd", "hub_token_plain")
-
-PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 
 TO_THE_LIST = "() => document.getElementById('downloads').scrollIntoView({ block: 'center' })"
 

@@ -160,9 +160,9 @@ class Model(Section):
 
     def _chosen(self, chosen: str, pasted: str, tier: str) -> tuple[str, Callable[[], Source]]:
         """A checkpoint of the list or a pasted path: its name, and what makes its plan."""
-        known = {found.name: found.path for found in self._found()}
-        path = known.get(chosen) or Path(os.path.expanduser(pasted))
-        name = chosen if chosen in known else checkpoints.name_of(path)
+        path = Path(os.path.expanduser(pasted))
+        known = next((found for found in self._found() if chosen == found.name or path == found.path), None)
+        path, name = (known.path, known.name) if known else (path, checkpoints.name_of(path))
         current = self._chat.engine.source or self._chat.engine.waiting
         adapter = current.adapter if current and current.path == path else None
         return name, lambda: self._startup.source(path, name, tier or "auto", adapter)

@@ -22,6 +22,9 @@ Label = Callable[[str], Any]
 #: A section's components by name.
 Parts = dict[str, Any]
 
+#: Makes events of the buttons in an HTML component of ours.
+PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
+
 #: Gradio's sign of work in progress would lie over texts that are still to be read.
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 

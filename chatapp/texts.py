@@ -328,10 +328,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "set_search_info": (
             "How new conversations search documents; each can be changed by itself in the retrieval lab on the right."
         ),
-        "new_followups": "Follow-up questions",
-        "new_followups_off": "search as asked",
-        "new_followups_rule": "complete by rule",
-        "new_followups_model": "let the model complete them",
         "set_folder": "Data folder",
         "folder_figures": "{size} GB are in it, {free} GB are free on its disk.",
         "folder_change": "To use another one, move it while Quatrain is not running and start with --data FOLDER.",
@@ -842,10 +838,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "set_start": "{value}（启动时的值）",
         "set_as_started": "恢复启动时的值",
         "set_search_info": "新对话检索文档的方式；每个对话可在右侧的检索实验室中单独更改。",
-        "new_followups": "追问",
-        "new_followups_off": "按原话检索",
-        "new_followups_rule": "按规则补全",
-        "new_followups_model": "由模型补全",
         "set_folder": "数据文件夹",
         "folder_figures": "已占用 {size} GB，所在磁盘剩余 {free} GB。",
         "folder_change": "如需更换，请在退出 Quatrain 后移动该文件夹，并以 --data 文件夹 启动。",

@@ -17,11 +17,11 @@ from . import __version__
 from .checkpoints import FetchError
 from .hardware import GIB, detect
 from .library import LibraryError
+from .sentences import Sentence
 from .session import Chat
 from .settings import Settings
 from .startup import Startup
 from .store import StoreError
-from .texts import Sentence
 
 #: Packages whose versions tell most.
 PACKAGES = ("torch", "gradio", "langchain-core", "faiss-cpu", "sentence-transformers")

@@ -20,9 +20,9 @@ from .checkpoints import DEFAULT_MODEL, EMBEDDER, Found
 from .downloads import Downloads
 from .engine import Engine
 from .library import Library
+from .sentences import Sentence
 from .settings import Settings
 from .shelf import Shelf
-from .texts import Sentence
 
 #: What there is, in the order in which it is shown.
 KINDS = ("checkpoint", "adapter", "tier", "embedder", "base", "conversations", "warm", "download")

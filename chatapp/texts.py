@@ -94,10 +94,21 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_working": "{done} of {total} files are ready",
         "message_hint": "Ask anything. Enter sends, Shift+Enter makes a new line.",
         "chat": "Chat",
-        "empty": (
-            "### What would you like to know?\n\nChat with the model on this machine, or add documents "
-            "and ask about them.\nNothing you write leaves this machine."
-        ),
+        "empty": "What would you like to know?",
+        "stays": "Conversations and documents stay on this machine, in {folder}.",
+        "trying_out": "The model that comes along is small, for trying out.",
+        "example_explain": "Explain in three sentences why the sky is blue.",
+        "example_write": "Write a friendly e-mail that moves a meeting to Friday.",
+        "example_about": "What is {name} about?",
+        "example_find": "Which numbers and dates does {name} give?",
+        "begin_upload": "Add a file, and ask about it",
+        "begin_model": "Choose a model to chat with",
+        "keys": "Keyboard",
+        "key_send": "send",
+        "key_line": "new line",
+        "key_stop": "stop the reply, or close what is open",
+        "key_new": "new chat",
+        "key_edit": "in an empty input: edit the last question",
         "sources": "Sources",
         "sources_none": "When you ask about your documents, the passages behind the answer appear here.",
         "page": "page {page}",
@@ -167,7 +178,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "unanswered": "There is no reply.",
         "state_empty": "No model is loaded.",
         "state_loading": "Loading {name} …",
-        "state_ready": "{name} is ready at {tier}. Chat format: {format}.",
+        "state_ready": "{name} is ready at {tier}.",
+        "state_format": "Chat format: {format}.",
         "fetching": "Fetching {name} once: {done} of {total} MB",
         "fetching_model_then": (
             "Then you can chat without a network. The model that searches documents follows, 91 MB."
@@ -316,10 +328,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "set_search_info": (
             "How new conversations search documents; each can be changed by itself in the retrieval lab on the right."
         ),
-        "new_followups": "Follow-up questions",
-        "new_followups_off": "search as asked",
-        "new_followups_rule": "complete by rule",
-        "new_followups_model": "let the model complete them",
         "set_folder": "Data folder",
         "folder_figures": "{size} GB are in it, {free} GB are free on its disk.",
         "folder_change": "To use another one, move it while Quatrain is not running and start with --data FOLDER.",
@@ -608,7 +616,21 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "ingest_working": "已完成 {done} / {total} 个文件",
         "message_hint": "请输入问题。回车发送，Shift+回车换行。",
         "chat": "聊天",
-        "empty": "### 想了解什么？\n\n与本机上的模型对话，或添加文档后提问。\n您输入的内容不会离开这台电脑。",
+        "empty": "想了解什么？",
+        "stays": "对话与文档都保存在这台电脑上：{folder}",
+        "trying_out": "自带的模型很小，仅供试用。",
+        "example_explain": "用三句话解释天空为什么是蓝色的。",
+        "example_write": "写一封语气友好的邮件，把会议改到周五。",
+        "example_about": "《{name}》主要讲了什么？",
+        "example_find": "《{name}》中提到了哪些数字和日期？",
+        "begin_upload": "添加文件，然后提问",
+        "begin_model": "选择一个模型开始对话",
+        "keys": "键盘快捷键",
+        "key_send": "发送",
+        "key_line": "换行",
+        "key_stop": "停止回答，或关闭打开的面板",
+        "key_new": "新对话",
+        "key_edit": "输入框为空时：编辑上一个问题",
         "sources": "来源",
         "sources_none": "就文档提问时，答案所依据的段落会显示在这里。",
         "page": "第 {page} 页",
@@ -678,7 +700,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "unanswered": "没有回答。",
         "state_empty": "尚未加载模型。",
         "state_loading": "正在加载 {name} …",
-        "state_ready": "{name} 已就绪（{tier}），对话格式：{format}。",
+        "state_ready": "{name} 已就绪（{tier}）。",
+        "state_format": "对话格式：{format}。",
         "fetching": "首次使用，正在获取 {name}：{done} / {total} MB",
         "fetching_model_then": "完成后即可离线对话，随后获取用于检索文档的模型（91 MB）。",
         "fetching_embedder_then": "现在就可以对话；获取完成后即可检索文档。",
@@ -815,10 +838,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "set_start": "{value}（启动时的值）",
         "set_as_started": "恢复启动时的值",
         "set_search_info": "新对话检索文档的方式；每个对话可在右侧的检索实验室中单独更改。",
-        "new_followups": "追问",
-        "new_followups_off": "按原话检索",
-        "new_followups_rule": "按规则补全",
-        "new_followups_model": "由模型补全",
         "set_folder": "数据文件夹",
         "folder_figures": "已占用 {size} GB，所在磁盘剩余 {free} GB。",
         "folder_change": "如需更换，请在退出 Quatrain 后移动该文件夹，并以 --data 文件夹 启动。",
@@ -1004,17 +1023,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "folder_unkept": "无法保存文件夹列表（{reason}）；请在数据文件夹所在磁盘腾出空间。",
     },
 }
-
-
-class Sentence(ValueError):
-    """What went wrong, as a text of the catalogue; as a string it is English."""
-
-    def __init__(self, key: str, **values: object) -> None:
-        super().__init__(say("en", key, **values))
-        self._key, self._values = key, values
-
-    def said(self, language: str) -> str:
-        return say(language, self._key, **self._values)
 
 
 def say(language: str, key: str, **values: object) -> str:

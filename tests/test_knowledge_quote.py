@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from knowledge import Passage, asked
-from knowledge.quote import CHARACTERS, EMBEDDED, FEATURES, WEIGHTS, WORDS, likeliest, quote, sentences_of
+from knowledge.quote import EMBEDDED, FEATURES, WEIGHTS, likeliest, quote
+from knowledge.statements import CHARACTERS, WORDS, sentences_of
 from tests.fakes import HashEmbeddings
 
 

@@ -28,7 +28,7 @@ PAINT = {
     "light": "background: var(--bg); color: var(--col)",
     "dark": "background: var(--bg-dark); color: var(--col-dark)",
 }
-COLOURS = {"light": "#ffffff", "dark": "#0f172a"}
+COLOURS = {"light": "#ffffff", "dark": "#0a0f1e"}
 SIZES = (192, 512)
 
 

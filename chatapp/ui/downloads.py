@@ -17,7 +17,7 @@ from ..texts import say
 from ..words import in_chinese
 from . import model, offers
 from .escaping import escape
-from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only
+from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only, told, warn
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 #: What a token may help against.
@@ -169,9 +169,8 @@ class DownloadsTab(Section):
                 token = self._downloads.tokens.get(hub.address)
                 found = look_up(client, hub, id, machine, folder, revision, token)
         except (HubError, OSError) as error:
-            said = error.said(language) if isinstance(error, HubError) else str(error)
             section = gr.update(open=True) if getattr(error, "key", "") in FOR_A_TOKEN else gr.skip()
-            yield None, hint(f"⚠ {escape(said)}"), *nothing, section, gr.skip()
+            yield None, hint(f"⚠ {told(error, language)}"), *nothing, section, gr.skip()
             return
         shown, accept, begin = self.choose(found, found.best, request)
         several = gr.update(choices=offers.choices(found), value=found.best, visible=len(found.choices) > 1)
@@ -198,7 +197,7 @@ class DownloadsTab(Section):
             hub.headers(token.strip())
             self._downloads.tokens.put(hub.address, token.strip(), keep)
         except (HubError, OSError) as error:
-            gr.Warning(escape(error.said(language) if isinstance(error, HubError) else str(error)))
+            warn(error, language)
             return gr.skip(), gr.skip()
         if not token.strip():
             gr.Info(say(language, "token_forgotten", host=escape(hub.host)))
@@ -231,8 +230,7 @@ class DownloadsTab(Section):
             wanted = offer.repository.only(chosen.files)
             self._downloads.add(wanted, chosen.name, chosen.form, choice.copy, choice.tier)
         except (HubError, OSError) as error:
-            said = error.said(language) if isinstance(error, HubError) else str(error)
-            gr.Warning(escape(said), duration=None)
+            warn(error, language)
             return (*(gr.skip(),) * 5, *self.show(request))
         return (None, "", *(gr.update(visible=False),) * 3, *self.show(request))
 
@@ -253,8 +251,7 @@ class DownloadsTab(Section):
             if do is not None:
                 do(str(event.id))
         except (HubError, OSError) as error:
-            said = error.said(self.language(request)) if isinstance(error, HubError) else str(error)
-            gr.Warning(escape(said), duration=None)
+            warn(error, self.language(request))
         return self.show(request)
 
     def load(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:

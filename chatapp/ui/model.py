@@ -135,7 +135,7 @@ class Model(Section):
         try:
             self._chat.engine.put_by(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
 
     def load(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -180,7 +180,7 @@ class Model(Section):
         try:
             self._chat.engine.load(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
 
     def choose_family(self, family: str, request: gr.Request) -> Any:
@@ -199,7 +199,7 @@ class Model(Section):
         try:
             self._chat.engine.use_chat_format(name or None)
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         return self._formats(self.language(request)), self.state(request)
 
     def _models(self, language: str) -> tuple[Any, Any, Any, Any, Any]:

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..startup import Startup
 from ..texts import CATALOGUE, preferred
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model, panes, storage
+from . import conversations, documents, downloads, lab, model, panes, storage, welcome
 from . import settings as settings_page
 from .document import Document, Look, add_document_routes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
@@ -72,6 +72,7 @@ class Page:
         self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.welcome = welcome.Welcome(desk)
         self.storage = storage.Stored(desk)
         self._desk = desk
 
@@ -83,6 +84,7 @@ class Page:
             *self.documents.open(kept.get("base"), request),
             *self.model.open(request),
             *self.lab.preferred(conversation, request),
+            *self.welcome.open(kept.get("base"), request),
         )
 
 
@@ -92,6 +94,7 @@ OPENED = (
     *("base", *documents.WATCHED, *documents.MANAGED),
     *model.OPENED,
     *("mode", *lab.LAB),
+    *("welcome", "keys"),
 )
 
 
@@ -115,7 +118,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                     parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
                     parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= panes.top_bar(label) | centre.layout(label)
+                parts |= panes.top_bar(label) | welcome.layout() | centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
                 gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
                 gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
@@ -147,6 +150,7 @@ def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     downloads.connect(page, parts, handlers.downloads)  # before the chat, which empties the input that it reads too
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
+    welcome.connect(parts, handlers.welcome)
     storage.connect(parts, handlers.storage, handlers.model)
 
 
@@ -157,7 +161,7 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         body_background_fill="*background_fill_primary",
-        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_background_fill="transparent",
         block_border_width="0px",

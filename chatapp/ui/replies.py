@@ -13,7 +13,8 @@ from models import Sampling
 
 from ..choices import LONGEST_ROLE, Role
 from ..preferences import Preferences
-from ..texts import Sentence, say
+from ..sentences import Sentence
+from ..texts import say
 from .section import QUIET, Label, Parts, Section, complain, only, status
 
 Number = float | None

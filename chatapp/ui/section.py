@@ -10,10 +10,12 @@ from typing import Any
 
 import gradio as gr
 
+from ..hubs import HubError
+from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import Sentence, preferred
+from ..texts import preferred, say
 from .escaping import escape
 
 #: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
@@ -104,9 +106,14 @@ def complain(error: Sentence, language: str) -> str:
     return f'<p class="told bad" role="alert">{escape(error.said(language))}</p>'
 
 
-def warn(error: Exception) -> None:
+def told(error: Exception, language: str) -> str:
+    """An error's sentence in the language of the page, harmless as HTML."""
+    return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
+
+
+def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
-    gr.Warning(escape(str(error)), duration=None)
+    gr.Warning(told(error, language), duration=None, title=say(language, "notice"))
 
 
 def busy() -> Any:

@@ -8,15 +8,15 @@ import gradio as gr
 
 from ..choices import SMALLEST_WINDOW
 from ..preferences import MOST_PASSAGES, Retrieving
-from ..texts import Sentence, say
+from ..sentences import Sentence
+from ..texts import say
 from . import about, replies
-from .lab import ORDERS
+from .lab import FOLLOWUPS, ORDERS
 from .section import QUIET, Desk, Label, Parts, Section, complain, only, status
 from .sheet import Sheet
 
 LANGUAGES = (("set_auto", "auto"), ("中文", "zh"), ("English", "en"))
 THEMES = {"auto": "set_auto", "light": "theme_light", "dark": "theme_dark"}
-FOLLOWUPS = {"off": "new_followups_off", "rule": "new_followups_rule", "model": "new_followups_model"}
 FULL = {"drop": "full_drop", "summarise": "full_summarise"}
 LIMITS = ("window", "reply", "reading")
 #: What each of LIMITS may be.
@@ -99,7 +99,9 @@ def _search(label: Label) -> Parts:
         "new_passages": gr.Slider(1, MOST_PASSAGES, step=1, label=label("lab_passages"), elem_id="new-passages"),
         "new_threshold": gr.Slider(0, 1, step=0.05, label=label("lab_threshold"), elem_id="new-threshold"),
         "new_method": gr.Radio(orders, label=label("lab_method"), elem_id="new-method"),
-        "new_followups": gr.Radio(followups, label=label("new_followups"), elem_id="new-followups"),
+        "new_followups": gr.Radio(
+            followups, label=label("lab_followups"), info=label("lab_followups_info"), elem_id="new-followups"
+        ),
         "search_save": gr.Button(label("set_for_new"), variant="primary", size="sm", elem_id="search-save"),
         "search_note": gr.HTML(elem_id="search-note"),
     }

@@ -11,8 +11,9 @@ import gradio as gr
 
 from ..caches import ORIGINS
 from ..checkpoints import FAMILIES
+from ..sentences import Sentence, localised
 from ..storage import Item, Report, Storage, id_of
-from ..texts import Sentence, say
+from ..texts import say
 from .escaping import escape
 from .model import Model
 from .offers import button, size
@@ -151,7 +152,7 @@ class Stored(Section):
         if item.partial:
             yield f"⚠ {say(language, 'storage_partial')}"
         elif item.lacks:
-            yield f"⚠ {say(language, 'storage_lacks', reason=escape(item.lacks))}"
+            yield f"⚠ {say(language, 'storage_lacks', reason=escape(localised(item.lacks, language)))}"
         if item.ours and self._storage.is_loaded(item):
             yield say(language, "storage_unload_first")
         if item.kind in ABOUT:

@@ -9,10 +9,10 @@ import pytest
 from chatapp.checkpoints import EMBEDDER, MODEL
 from chatapp.engine import Engine, Source, Status, Warm
 from chatapp.library import Library
+from chatapp.sentences import Sentence
 from chatapp.settings import parse
 from chatapp.shelf import Shelf
 from chatapp.storage import Item, Storage
-from chatapp.texts import Sentence
 from tests.fakes import HashEmbeddings, scripted
 from tests.tiny import CHATGLM, LLAMA, build, save_folder, write_gguf, write_lora
 

@@ -126,8 +126,6 @@ def _keys_while_streaming(page: Any) -> list[float]:
     for _ in range(KEYS):
         page.keyboard.press("a")
         page.wait_for_timeout(50)
-    streaming = page.locator("#text .stop-button").count()
-    print("still streaming", streaming, page.evaluate("[tasks.length, Math.max(0,...tasks)]"))
     page.evaluate("document.querySelector('#text .stop-button')?.click()")
     return page.evaluate("keys")
 

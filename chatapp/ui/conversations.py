@@ -146,7 +146,7 @@ class Conversations(Section):
         try:
             conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
         except (transfer.TransferError, StoreError, OSError) as error:
-            warn(error)
+            warn(error, self.language(request))
             return *(gr.skip(),) * 12, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)

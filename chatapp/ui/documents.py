@@ -17,11 +17,12 @@ from knowledge.documents import READERS
 from ..checkpoints import FetchError
 from ..library import Batch, LibraryError
 from ..preferences import Asked, names_of
+from ..sentences import localised
 from ..session import Beside
 from ..texts import say
 from . import shelf
 from .escaping import escape
-from .section import QUIET, Kept, Label, Parts, Section, hint, joined, only, warn
+from .section import QUIET, Kept, Label, Parts, Section, hint, joined, only, told, warn
 from .shelf import Shelf
 
 #: They run once, in one scope with the `trigger` of the list of files.
@@ -138,7 +139,9 @@ class Documents(Section):
     def unlock(self, password: str, base: list[str], beside: list[Beside], request: gr.Request) -> tuple[Any, ...]:
         """Tries a password on the files that need one: WATCHED."""
         if password:
-            self._trying(*(lambda name=name: self._chat.library.unlock(name, password) for name in base))
+            self._trying(
+                self.language(request), *(lambda name=name: self._chat.library.unlock(name, password) for name in base)
+            )
         shown = dict(zip(WATCHED, self.watch_base(base, beside, request), strict=True))
         return tuple({**shown, "password": {**shown["password"], "value": ""}}.values())
 
@@ -151,7 +154,7 @@ class Documents(Section):
                 for name in base:
                     library.resume(name)
 
-        self._trying(turn)
+        self._trying(self.language(request), turn)
         return self.watch_base(base, beside, request)
 
     def act(self, event: gr.EventData, base: list[str], beside: list[Beside], request: gr.Request) -> tuple[Any, ...]:
@@ -159,20 +162,20 @@ class Documents(Section):
         language, library = self.language(request), self._chat.library
         match event.do:
             case "again":
-                self._trying(lambda: library.read_again(event.base, event.file))
+                self._trying(self.language(request), lambda: library.read_again(event.base, event.file))
             case "remove":
-                self._trying(lambda: library.open(event.base).remove_document(event.file))
+                self._trying(self.language(request), lambda: library.open(event.base).remove_document(event.file))
                 self._forget()
             case "skipped":
                 gr.Info(say(language, "folder_skipped", count=int(event.count)), duration=12)
         return *self.watch_base(base, beside, request), "" if event.do == "remove" else gr.skip()
 
-    def new_base(self, name: str, kept: Kept) -> tuple[Any, ...]:
+    def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Makes a knowledge base, which is asked from now on: base, the name's box, kept."""
         try:
             base = self._chat.library.create(name)
         except LibraryError as error:
-            warn(error)
+            warn(error, self.language(request))
             return gr.skip(), gr.skip(), kept
         return self._bases([base]), "", {**kept, "base": [base]}
 
@@ -182,7 +185,7 @@ class Documents(Section):
         try:
             renamed = [*known[:-1], self._chat.library.rename(known[-1], name)]
         except FAILURES as error:
-            warn(error)
+            warn(error, self.language(request))
             renamed = known
         return self._bases(renamed), *self._managed(renamed, self.language(request))
 
@@ -192,7 +195,7 @@ class Documents(Section):
         if not known or typed.strip() != known[-1]:
             gr.Warning(say(self.language(request), "base_delete_typed", name=escape(known[-1] if known else "")))
             return gr.skip(), gr.skip()
-        self._trying(lambda: self._chat.library.remove(known[-1]))
+        self._trying(self.language(request), lambda: self._chat.library.remove(known[-1]))
         self._forget()
         return self._bases(known[:-1]), ""
 
@@ -214,7 +217,7 @@ class Documents(Section):
         asked, taken = self._taken(files, base, language, hurry=True)
         for outcome in taken:
             if isinstance(outcome, Ingested) and outcome.state == "failed":
-                gr.Warning(escape(outcome.reason or outcome.name), duration=None)
+                gr.Warning(escape(localised(outcome.reason or outcome.name, language)), duration=None)
         known = {each.id for each in beside}
         added = [Beside(asked[-1], id, file.name) for file in taken if (id := _id_of(file)) and id not in known]
         shown = self._looked_at(asked, [*beside, *added], language)
@@ -235,19 +238,19 @@ class Documents(Section):
         try:
             return asked, self._chat.library.add(asked[-1], [(Path(path), name) for path, name in files or ()], hurry)
         except FAILURES as error:
-            warn(error)
+            warn(error, language)
             return asked, []
         finally:
             for path, _ in files or ():  # the knowledge base has its own copy
                 Path(path).unlink(missing_ok=True)
 
-    def _trying(self, *work: Any) -> None:
+    def _trying(self, language: str, *work: Any) -> None:
         """Does each of these, and says what went wrong."""
         for each in work:
             try:
                 each()
             except FAILURES as error:
-                warn(error)
+                warn(error, language)
 
     def _forget(self) -> None:
         """What was removed must not stay in what the model has read; behind, since that waits for a running reply."""
@@ -285,7 +288,7 @@ class Documents(Section):
             batches = [self._chat.library.batch(name) for name in known]
             listing = shelf.listing(shelves, language)
         except FAILURES as error:
-            shelves, listing = [], hint(f"⚠ {escape(str(error))}")
+            shelves, listing = [], hint(f"⚠ {told(error, language)}")
         files = [file for each in shelves for file in each.files]
         states = {file.state for file in files}
         unfinished = not states.isdisjoint(UNFINISHED)

@@ -135,7 +135,7 @@ class Model(Section):
         try:
             self._chat.engine.put_by(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
 
     def load(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -160,9 +160,9 @@ class Model(Section):
 
     def _chosen(self, chosen: str, pasted: str, tier: str) -> tuple[str, Callable[[], Source]]:
         """A checkpoint of the list or a pasted path: its name, and what makes its plan."""
-        known = {found.name: found.path for found in self._found()}
-        path = known.get(chosen) or Path(os.path.expanduser(pasted))
-        name = chosen if chosen in known else checkpoints.name_of(path)
+        path = Path(os.path.expanduser(pasted))
+        known = next((found for found in self._found() if chosen == found.name or path == found.path), None)
+        path, name = (known.path, known.name) if known else (path, checkpoints.name_of(path))
         current = self._chat.engine.source or self._chat.engine.waiting
         adapter = current.adapter if current and current.path == path else None
         return name, lambda: self._startup.source(path, name, tier or "auto", adapter)
@@ -180,27 +180,26 @@ class Model(Section):
         try:
             self._chat.engine.load(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
 
     def choose_family(self, family: str, request: gr.Request) -> Any:
         """Shows the checkpoints of one family, or all; the loaded one stays chosen where it is among them."""
-        found = [found for found in self._found() if family in (ALL, found.family)]
-        loaded = self._chat.engine.status.name
-        chosen = loaded if any(each.name == loaded for each in found) else None
-        return gr.update(choices=self._choices(found, self.language(request), measured=True), value=chosen)
+        shown, loaded = self.measure(family, request)[1], self._chat.engine.status.name
+        return {**shown, "value": loaded if any(name == loaded for _, name in shown["choices"]) else None}
 
-    def measure(self, request: gr.Request) -> tuple[Any, Any]:
-        """Family and model, with how each checkpoint would run: reading what that takes may last a moment."""
+    def measure(self, family: str, request: gr.Request) -> tuple[Any, Any]:
+        """Families, and the checkpoints of one, or all, with how each would run: reading that may last a moment."""
         language, found = self.language(request), self._found()
-        return self._families(found, language), gr.update(choices=self._choices(found, language, measured=True))
+        shown = [each for each in found if family in (ALL, each.family)]
+        return self._families(found, language), gr.update(choices=self._choices(shown, language, measured=True))
 
     def choose_format(self, name: str, request: gr.Request) -> tuple[Any, str]:
         """Makes the model talk in another chat format; if it can't, the former stays: format, state."""
         try:
             self._chat.engine.use_chat_format(name or None)
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         return self._formats(self.language(request)), self.state(request)
 
     def _models(self, language: str) -> tuple[Any, Any, Any, Any, Any]:

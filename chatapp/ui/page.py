@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import CATALOGUE
+from ..texts import CATALOGUE, preferred
 from . import chat as centre
-from . import conversations, documents, downloads, lab, model, panes, storage
+from . import conversations, documents, downloads, lab, model, panes, storage, welcome
+from . import settings as settings_page
+from .document import Document, Look, add_document_routes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -29,10 +31,14 @@ def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI
     """A function that adds the page to an application."""
     desk = Desk(settings, chat, startup)
     translations = gr.I18n(**CATALOGUE)
-    label = translations if settings.lang == "auto" else CATALOGUE[settings.lang].__getitem__
+
+    def look(accept_language: str) -> Look:
+        return Look(desk.fixed_language or preferred(accept_language), chat.chosen.now.theme)
 
     def add(app: FastAPI) -> FastAPI:
-        page = build(desk, label)
+        add_document_routes(app, look)
+        app.add_middleware(Document, look=look)
+        page = build(desk, translations)
         # Gradio checks only in launched apps, and takes a mounted one for none, that a path which the browser names is
         # an upload of its own: without this any file of the user could be asked for.
         page.has_launched = True
@@ -66,6 +72,7 @@ class Page:
         self.downloads = downloads.DownloadsTab(desk, self.model)
         self.chat = centre.Turns(desk)
         self.lab = lab.Lab(desk)
+        self.welcome = welcome.Welcome(desk)
         self.storage = storage.Stored(desk)
         self._desk = desk
 
@@ -77,6 +84,7 @@ class Page:
             *self.documents.open(kept.get("base"), request),
             *self.model.open(request),
             *self.lab.preferred(conversation, request),
+            *self.welcome.open(kept.get("base"), request),
         )
 
 
@@ -86,6 +94,7 @@ OPENED = (
     *("base", *documents.WATCHED, *documents.MANAGED),
     *model.OPENED,
     *("mode", *lab.LAB),
+    *("welcome", "keys"),
 )
 
 
@@ -109,7 +118,7 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                     parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
                     parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= panes.top_bar(label) | centre.layout(label)
+                parts |= panes.top_bar(label) | welcome.layout() | centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
                 gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
                 gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
@@ -122,25 +131,26 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
                     parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
-            pass
+            parts |= settings_page.layout(label)
         handlers = Page(desk)
         _connect(page, handlers, parts)
         filled = only(parts, *downloads.OPENED)
         models_sheet.connect(parts["models_open"], handlers.downloads.open, None, filled)
-        settings_sheet.connect(parts["settings_open"])
+        settings_page.connect(settings_sheet, parts, desk)
     return page
 
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
-    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
+    opened.then(handlers.model.measure, parts["family"], only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
     documents.connect(parts, handlers.documents)
+    downloads.connect(page, parts, handlers.downloads)  # before the chat, which empties the input that it reads too
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
-    downloads.connect(page, parts, handlers.downloads)
+    welcome.connect(parts, handlers.welcome)
     storage.connect(parts, handlers.storage, handlers.model)
 
 
@@ -151,7 +161,7 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         body_background_fill="*background_fill_primary",
-        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_background_fill="transparent",
         block_border_width="0px",

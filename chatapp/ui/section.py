@@ -10,17 +10,22 @@ from typing import Any
 
 import gradio as gr
 
+from ..hubs import HubError
+from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import preferred
+from ..texts import preferred, say
 from .escaping import escape
 
-#: Gives a text of the catalogue, translated in the browser unless the language is fixed.
+#: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
 Label = Callable[[str], Any]
 
 #: A section's components by name.
 Parts = dict[str, Any]
+
+#: Makes events of the buttons in an HTML component of ours.
+PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 
 #: Gradio's sign of work in progress would lie over texts that are still to be read.
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
@@ -91,9 +96,24 @@ def hint(html: str) -> str:
     return f'<p class="hint">{html}</p>'
 
 
-def warn(error: Exception) -> None:
+def status(sentence: str) -> str:
+    """What was done, for all to see and to hear."""
+    return f'<p class="told" role="status">{sentence}</p>'
+
+
+def complain(error: Sentence, language: str) -> str:
+    """Why something was not done, in its place."""
+    return f'<p class="told bad" role="alert">{escape(error.said(language))}</p>'
+
+
+def told(error: Exception, language: str) -> str:
+    """An error's sentence in the language of the page, harmless as HTML."""
+    return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
+
+
+def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
-    gr.Warning(escape(str(error)), duration=None)
+    gr.Warning(told(error, language), duration=None, title=say(language, "notice"))
 
 
 def busy() -> Any:

@@ -34,6 +34,6 @@ def sheet(name: str, title: str, label: Label) -> Iterator[Sheet]:
     """A sheet with the id `name`-sheet; what is made inside the `with` is in it."""
     with gr.Column(visible=False, elem_id=f"{name}-sheet", elem_classes="sheet") as column:
         with gr.Row(elem_classes="sheet-head"):
-            gr.HTML(f"<h2>{label(title)}</h2>", elem_classes="heading")
+            gr.HTML(f'<h2 id="{name}-title">{label(title)}</h2>', elem_classes="heading")
             closing = gr.Button(label("close"), size="sm", min_width=64, scale=0, elem_classes="sheet-close")
         yield Sheet(column, closing)

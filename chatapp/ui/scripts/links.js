@@ -9,5 +9,7 @@ document.addEventListener("click", (event) => {
   const shows = ["cite", "quote", "source", "sources"].includes(what);
   if (shows) reveal("right");
   if (what === "models") return document.getElementById("models-open")?.click();
+  if (what === "upload") return document.querySelector("#attach input, #attach")?.click();
+  if (what === "example") return send(link.textContent);
   trigger(shows ? "expand" : "click", { do: what, message: Number(message), more: more.map(Number) });
 });

@@ -15,6 +15,7 @@ const nameLandmarks = () => {
     document.getElementById(id).setAttribute("role", role);
     document.getElementById(id).setAttribute("aria-labelledby", `${id}-title`);
   }
+  for (const info of document.querySelectorAll("#left .info-text")) info.parentElement.title = info.textContent;
 };
 
 const showPanes = () => {

@@ -12,7 +12,7 @@ new MutationObserver(() => {
   openedBy = document.activeElement;
   sheet.setAttribute("role", "dialog");
   sheet.setAttribute("aria-modal", "true");
-  sheet.setAttribute("aria-label", sheet.querySelector("h2")?.textContent ?? "");
+  sheet.setAttribute("aria-labelledby", sheet.id.replace("-sheet", "-title"));
   sheet.querySelector(FOCUSABLE)?.focus();
 }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["class"] });
 

@@ -39,7 +39,7 @@ MEANING = {
 ABOUT = {"embedder": "storage_embedder_info", "download": "storage_download_info"}
 
 #: What `Stored.open` fills: the total, folders, items, the box for a folder, and what became of the last wish.
-OPENED = ("storage_total", "storage_folders", "storage_items", "folder", "storage_note")
+OPENED = ("storage_total", "storage_folders", "storage_items", "look_in", "storage_note")
 
 
 def layout(label: Label) -> Parts:
@@ -53,8 +53,8 @@ def layout(label: Label) -> Parts:
     items = gr.HTML(js_on_load=pressed, elem_id="storage-items")
     return {
         "storage_total": total,
-        "folder": folder,
-        "folder_add": add,
+        "look_in": folder,
+        "look_in_add": add,
         "storage_note": note,
         "storage_folders": folders,
         "storage_items": items,
@@ -63,8 +63,9 @@ def layout(label: Label) -> Parts:
 
 def connect(parts: Parts, stored: Stored, model: Model) -> None:
     shown, choices = only(parts, *OPENED), only(parts, "family", "model")
-    for event in (parts["folder"].submit, parts["folder_add"].click):
-        event(stored.add, only(parts, "folder"), shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
+    for event in (parts["look_in"].submit, parts["look_in_add"].click):
+        event(stored.add, only(parts, "look_in"), shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
+    parts["models_open"].click(lambda: "", None, parts["storage_note"], queue=False, **QUIET)
     parts["storage_tab"].select(stored.open, None, shown, **QUIET)
     for name in ("storage_folders", "storage_items"):
         parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
@@ -78,7 +79,8 @@ class Stored(Section):
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED, as it is now."""
-        return self._opened(self.language(request))
+        *shown, _, _ = self._opened(self.language(request))
+        return *shown, gr.skip(), gr.skip()  # sizes take a moment: somebody may have added a folder meanwhile
 
     def add(self, path: str, request: gr.Request) -> tuple[Any, ...]:
         """Looks for checkpoints in another folder from now on: OPENED."""

@@ -95,7 +95,7 @@ def opened(desk: Desk, browser: Browser, language: str = "en", size: str = "wide
 
 def sheet(page: Page) -> Locator:
     """The sheet of the models, opened by the link that the small model's state ends with."""
-    if not page.locator("#state a").is_visible():  # on a phone the pane is a drawer
+    if page.viewport_size["width"] < 900:  # the pane is a drawer
         page.locator("#top [data-drawer=left]").click()
     page.locator("#state a").click()
     shown = page.locator("#models-sheet")

@@ -90,6 +90,7 @@ def opened(desk: Desk, browser: Browser, language: str = "en", size: str = "wide
     page = desk.app.watch(context.new_page())
     page.goto(desk.app.address)
     expect(page.locator("#state a")).to_have_text(say(language, "better_model"))
+    expect(page.locator("#target")).not_to_be_empty()  # comes with the rest of what the page is opened with
     return page
 
 

@@ -255,7 +255,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said_in_chinese(tmp_path: Path) -> N
             chinese = localised(problem, "zh")
             values = re.findall(r"'\w+'|lacks [\w, ]+", problem)
             words = [word for value in values for word in re.findall(r"\w+", value)]
-            assert not latin(chinese, path, "Git LFS", "0xff", *FAMILIES, *words), what
+            assert not latin(chinese, path, "Git LFS", "0xff", "architectures", "None", *FAMILIES, *words), what
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path / "absent")
     assert localised(str(caught.value), "zh") == f"{tmp_path / 'absent'} 不存在；请指定模型文件夹或 .gguf 文件。"

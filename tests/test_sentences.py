@@ -252,9 +252,23 @@ def test_what_is_wrong_with_a_checkpoint_is_said_in_chinese(tmp_path: Path) -> N
         assert problems, what
         for problem in problems:
             chinese = localised(problem, "zh")
-            keys = re.findall(r"\w*_\w+|\w+\.\w+|'\w+'|lacks [\w, ]+", problem)
+            keys = re.findall(r"\w*_\w+|\w+(?:\.\w+)+|'\w+'|lacks [\w, ]+", problem)
             names = [word for key in keys for word in [key, *re.findall(r"\w+", key)]]
-            names += ["Git LFS", ".gguf", ".safetensors", ".bin", "chatglm2", "chatglm", "llama", "bloom", "baichuan"]
+            names += [
+                "Git LFS",
+                ".00.pth",
+                "0xff",
+                "architectures",
+                "None",
+                ".gguf",
+                ".safetensors",
+                ".bin",
+                "chatglm2",
+                "chatglm",
+                "llama",
+                "bloom",
+                "baichuan",
+            ]
             assert not latin(chinese.replace("\\", ""), path, path.parent, *names), what
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path / "absent")

@@ -38,8 +38,11 @@ class Sentence(ValueError):
 
 def said(language: str, key: str, values: Mapping[str, object]) -> str:
     """A text of the catalogue, whose values may be sentences of errors."""
-    own = {name: localised(value, language) if isinstance(value, str) else value for name, value in values.items()}
-    return say(language, key, **own)
+    return say(language, key, **{name: _own(value, language) for name, value in values.items()})
+
+
+def _own(value: object, language: str) -> object:
+    return localised(str(value), language) if isinstance(value, str | Exception) else value
 
 
 @dataclass(frozen=True)

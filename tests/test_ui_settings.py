@@ -158,9 +158,9 @@ def test_new_conversations_search_as_was_chosen(general: General, desk: Desk) ->
 
 def test_the_chosen_language_wins_over_the_command_line(general: General, desk: Desk) -> None:
     assert desk.language(REQUEST) == "en"
-    general.speak("zh")
+    general.speak("zh", REQUEST)
     assert desk.language(REQUEST) == "zh"
-    general.speak("auto")
+    general.speak("auto", REQUEST)
     assert desk.language(REQUEST) == "en"
 
 

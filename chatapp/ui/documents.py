@@ -276,7 +276,8 @@ class Documents(Section):
         return into, gr.update(visible=bool(known)), name, gr.update(value="", label=label)
 
     def _shelves(self, known: Sequence[str]) -> list[Shelf]:
-        return [Shelf(name, self._chat.library.open(name).status().files) for name in known]
+        """The one into which files go comes first."""
+        return [Shelf(name, self._chat.library.open(name).status().files) for name in reversed(known)]
 
     def _looked_at(self, known: Sequence[str], beside: Sequence[Beside], language: str) -> tuple[Any, ...]:
         """WATCHED: the button says Stop while files are not finished, then Carry on if some were stopped; the box for a

@@ -12,7 +12,7 @@ from ..sentences import Sentence
 from ..texts import say
 from . import about, replies
 from .lab import FOLLOWUPS, ORDERS
-from .section import QUIET, Desk, Label, Parts, Section, complain, only, status
+from .section import QUIET, Desk, Label, Parts, Section, complain, only, status, told
 from .sheet import Sheet
 
 LANGUAGES = (("set_auto", "auto"), ("中文", "zh"), ("English", "en"))
@@ -143,21 +143,21 @@ class General(Section):
             *about.CLOSED,
         )
 
-    def speak(self, language: str) -> str:
+    def speak(self, language: str, request: gr.Request) -> str:
         """Lets the whole app speak a language; the page is to be loaded anew."""
-        self._choose(language=language)
+        self._choose(request, language=language)
         return ""
 
     def paint(self, theme: str, request: gr.Request) -> str:
-        self._choose(theme=theme)
+        self._choose(request, theme=theme)
         return status(say(self.language(request), "set_kept"))
 
-    def _choose(self, **changes: Any) -> None:
+    def _choose(self, request: gr.Request, **changes: Any) -> None:
         """What follows upon it in the browser is not to happen where it fails, so that it ends with Gradio's error."""
         try:
             self._chat.choose_for_all(**changes)
         except Sentence as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(told(error, self.language(request))) from error
 
     def keep_context(
         self, full: str, window: float | None, reply: float | None, reading: float | None, request: gr.Request

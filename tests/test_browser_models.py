@@ -116,8 +116,10 @@ def test_models_are_switched_with_their_memory_shown(running: Running) -> None:
     expect(page.locator("#model input")).to_have_value("bloom")
     choose(page, "#tier", "INT8")
     ready(running, "bloom", "INT8")
+    page.locator("#model input").focus()
     ask(page, "Who are you?")
     expect(reply(page)).to_contain_text("I am bloom.")
+    assert running.loader.loads == ["llama", "bloom", "bloom"]  # no choice loads twice, and leaving a box loads nothing
 
 
 def test_loading_shows_how_far_it_is_and_a_failure_leaves_the_former_model(running: Running) -> None:
@@ -128,9 +130,13 @@ def test_loading_shows_how_far_it_is_and_a_failure_leaves_the_former_model(runni
     expect(page.locator("#load")).to_be_hidden()
     expect(page.locator("#unload")).to_be_hidden()
     running.loader.gate.open()
-    expect(page.locator(".toast-body").last).to_contain_text("model.safetensors is damaged")
+    expect(page.locator(".toast-body").last).to_contain_text("broken")
+    expect(page.locator(".toast-body").last).to_contain_text("model.safetensors")
     ready(running, "llama")
     expect(page.locator("#model input")).to_have_value("llama")
+    page.locator("#text textarea").focus()
+    page.wait_for_timeout(1000)
+    assert running.loader.loads == ["llama", "broken", "llama"]
     assert running.engine.status.name == "llama"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..settings import TIERS
 from ..texts import say
 from . import memory, render
 from .escaping import escape
-from .section import QUIET, Label, Parts, Section, only, warn
+from .section import QUIET, Desk, Label, Parts, Section, only, warn
 
 ALL = "*"  #: every family
 
@@ -34,6 +35,9 @@ BUTTONS = {"ready": "unload", "unloaded": "load", "failed": "load"}
 #: Seconds between two looks at the engine in the states in which something may happen by itself: what is unloaded is
 #: loaded by a message, also by another window's.
 TICKS = {"empty": 1, "loading": 1, "unloaded": 3}
+
+#: Seconds in which the same choice is the same event.
+TWICE = 1.0
 
 
 def layout(label: Label) -> Parts:
@@ -82,6 +86,10 @@ OPENED = (*MODEL, "state", "load", "unload", "timer")
 
 
 class Model(Section):
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._tried = ("", "", 0.0)  #: which choice failed last, and when
+
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED."""
         return *self._models(self.language(request)), *self._shown(request), self._timer()
@@ -125,18 +133,26 @@ class Model(Section):
         """Loads a checkpoint of the list, or what was pasted as a path: OPENED. Another tier of the loaded one keeps
         its adapter. After Unload nothing is loaded yet, but the plan is shown."""
         pasted = (chosen or "").strip().strip('"')
-        if not pasted:  # the box was emptied
+        if not pasted or self._is_done(pasted, tier):  # the box was emptied, or left as it was
             yield (*self._models(self.language(request)), *self._shown(request), gr.skip())
             return
         name, source = self._chosen(chosen, pasted, tier)
         if self._chat.engine.waiting is None:
             yield from self._load(source, name, request)
+            self._tried = (pasted, tier, time.monotonic())
             return
         try:
             self._chat.engine.put_by(source())
         except EngineError as error:
             warn(error, self.language(request))
         yield self.open(request)
+
+    def _is_done(self, chosen: str, tier: str) -> bool:
+        """Whether a choice is what is loaded, or has just failed: a dropdown tells of each twice, when it is made and
+        when the box is left, and the second time waits until the first is over."""
+        source, (name, asked, at) = self._chat.engine.source, self._tried
+        loaded = source is not None and (source.name, source.asked_tier) == (chosen, tier)
+        return loaded or ((name, asked) == (chosen, tier) and time.monotonic() - at < TWICE)
 
     def load(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Loads what is chosen, or what was unloaded: OPENED."""

@@ -45,7 +45,7 @@ def layout(label: Label) -> Parts:
     files.preprocess = _uploaded
     target = gr.HTML(elem_id="target")
     ingesting = gr.HTML(elem_id="ingesting")
-    outcomes = gr.HTML(elem_id="outcomes")
+    arrivals = gr.HTML(elem_id="arrivals")
     filter = gr.Textbox(
         label=label("filter"),
         show_label=False,
@@ -73,7 +73,7 @@ def layout(label: Label) -> Parts:
         "files": files,
         "target": target,
         "ingesting": ingesting,
-        "outcomes": outcomes,
+        "arrivals": arrivals,
         "filter": filter,
         "documents": documents,
         "halt": halt,
@@ -97,12 +97,12 @@ def composer(label: Label) -> Parts:
 def connect(parts: Parts, documents: Documents) -> None:
     seen = only(parts, "base", "beside")
     watched, managed = only(parts, *WATCHED), only(parts, *MANAGED)
-    everything = only(parts, "base", *WATCHED, "outcomes")
+    everything = only(parts, "base", *WATCHED, "arrivals")
     parts["watch"].tick(documents.watch_base, seen, watched, **QUIET)
     parts["halt"].click(documents.halt, seen, watched, queue=False)
     parts["password"].submit(documents.unlock, [parts["password"], *seen], watched, **QUIET)
     parts["base"].change(documents.choose, [*seen, parts["kept"]], [parts["kept"], *watched, *managed], **QUIET)
-    parts["documents"].click(documents.act, seen, [*watched, parts["outcomes"]], concurrency_limit=None, **QUIET)
+    parts["documents"].click(documents.act, seen, [*watched, parts["arrivals"]], concurrency_limit=None, **QUIET)
     made = only(parts, "base", "new_base", "kept")
     parts["new_base"].submit(documents.new_base, only(parts, "new_base", "kept"), made, **QUIET)
     parts["rename"].submit(documents.rename, only(parts, "rename", "base"), only(parts, "base", *MANAGED), **QUIET)

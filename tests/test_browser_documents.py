@@ -109,8 +109,10 @@ def drop(page: Page, target: str, *paths: Path) -> None:
     where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     devtools = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
+    for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
         devtools.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+        if kind == "dragOver":
+            expect(page.locator(".dropping")).to_be_visible()  # else the browser may take the drop for refused
 
 
 def card(page: Page, number: int = 0) -> Locator:

@@ -249,6 +249,9 @@ class Turns(Section):
                 messages, pane, line = kept
                 pane = gr.skip() if reply.sources and reply.sources == sources else pane
                 yield (messages, pane, line, gr.skip(), conversations, idle(), gr.skip(), *beside)
+            for other in self._desk.went(request):  # what was on its way then may have come after it
+                tree = self._chat.store.tree(other) if other else Tree()
+                yield *render.conversation(tree, language), *NOTHING[3:]
         finally:
             cancel.set()
 

@@ -43,6 +43,7 @@ class Desk:
     chat: Chat
     startup: Startup
     cancels: dict[str, threading.Event] = field(default_factory=dict)
+    chosen: dict[str, str | None] = field(default_factory=dict)  #: the conversation that a session went to
 
     def language(self, request: gr.Request) -> str:
         return self.fixed_language or preferred(request.headers.get("accept-language", ""))
@@ -55,6 +56,7 @@ class Desk:
 
     def begin(self, request: gr.Request) -> threading.Event:
         """What stops the session's reply from now on."""
+        self.chosen.pop(request.session_hash or "", None)
         cancel = self.cancels[request.session_hash or ""] = threading.Event()
         return cancel
 
@@ -67,8 +69,19 @@ class Desk:
         if cancel := self.cancels.get(request.session_hash or ""):
             cancel.set()
 
+    def go(self, conversation: str | None, request: gr.Request) -> None:
+        """The session shows another conversation."""
+        self.leave(request)
+        self.chosen[request.session_hash or ""] = conversation
+
+    def went(self, request: gr.Request) -> list[str | None]:
+        """The conversation that the session has gone to and written nothing in since, if it has."""
+        session = request.session_hash or ""
+        return [self.chosen[session]] if session in self.chosen else []
+
     def leave(self, request: gr.Request) -> None:
-        """Nobody waits for the session's reply any more: the browser has gone, or shows another conversation."""
+        """Nobody waits for the session's reply any more."""
+        self.chosen.pop(request.session_hash or "", None)
         if cancel := self.cancels.pop(request.session_hash or "", None):
             cancel.set()
 

@@ -262,7 +262,7 @@ def _excerpt(place: Place) -> str:
     before = ("…" if start else "") + text[start : place.start]
     after = text[place.end : end] + ("…" if end < len(text) else "")
     before, exact, after = (escape(part.replace("\n", " ")) for part in (before, place.text, after))
-    return f"<blockquote>{before}<mark>{exact}</mark>{after}</blockquote>"
+    return f'<blockquote tabindex="0">{before}<mark>{exact}</mark>{after}</blockquote>'
 
 
 def _link(do: str, *numbers: int) -> str:

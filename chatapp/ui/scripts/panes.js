@@ -59,6 +59,7 @@ const leaves = (target) => target.closest(LEAVING) !== null || target.closest(`#
 const reveal = (name) => (NARROW.matches ? draw(name) : unfold(name));
 
 document.addEventListener("click", (event) => {
+  if (event.defaultPrevented) return; // a link of ours, which may just have drawn a pane
   const button = event.target.closest("button[data-fold], button[data-drawer]");
   const name = button?.dataset.fold;
   if (button?.dataset.drawer) draw(button.dataset.drawer);

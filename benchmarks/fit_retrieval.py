@@ -140,20 +140,36 @@ def fit_score(cases: Sequence[Case]) -> None:
 
 def fit_relevance(cases: Sequence[Case]) -> None:
     judged = [case for case in cases if case.source != FREE_FORM]
-    rows = np.array([_features(case) for case in judged])
+    figures = [_features(case) for case in judged]
     answer = np.array([not case.absent for case in judged])
+    language = np.array(["zh" if is_chinese(case.question) else "other" for case in judged])
+    used = {asked: _rows(figures, asked, language) for asked in relevance.FEATURES}
     for measured, groups, folds in (
-        ("each source left out in turn", [case.source for case in judged], None),
-        (f"{FOLDS} folds by article", [case.article for case in judged], FOLDS),
+        ("each source left out in turn", np.array([case.source for case in judged]), None),
+        (f"{FOLDS} folds by article", np.array([case.article for case in judged]), FOLDS),
     ):
         print(f"relevance, {measured}:")
-        _tell_relevance(judged, held_out(rows, answer, np.array(groups), folds))
-    weights = _logistic(rows, answer).round(3)
-    chinese = np.array([is_chinese(case.question) for case in judged])
-    biases = {
-        name: _bias(rows[these & answer] @ weights, LOST) for name, these in (("zh", chinese), ("other", ~chinese))
-    }
-    print(f"WEIGHTS = {tuple(weights.tolist())}\nBIASES = {biases}\n")
+        logits = np.zeros(len(judged))
+        for asked, (places, rows) in used.items():
+            found = held_out(rows, answer[places], groups[places], folds)
+            own = language[places] == asked
+            logits[places[own]] = found[own]
+        _tell_relevance(judged, logits)
+    for asked, (places, rows) in used.items():
+        weights = _logistic(rows, answer[places]).round(3)
+        bias = _bias(rows[answer[places] & (language[places] == asked)] @ weights, LOST)
+        print(f"{asked}: WEIGHTS {tuple(weights.tolist())}, BIAS {bias}")
+    print()
+
+
+def _rows(figures: Sequence[Sequence[float]], asked: str, language: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cases with all figures that a language is judged by, int64 [n], and those, float64 [n, features].
+
+    What all languages have is weighed by the cases of all: they are twice as many.
+    """
+    count = {name: len(names) for name, names in relevance.FEATURES.items()}
+    places = np.flatnonzero([count[own] >= count[asked] for own in language])
+    return places, np.array([figures[place][: count[asked]] for place in places])
 
 
 def held_out(rows: np.ndarray, answer: np.ndarray, groups: np.ndarray, folds: int | None) -> np.ndarray:

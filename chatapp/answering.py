@@ -175,16 +175,16 @@ def is_small(engine: Engine) -> bool:
 def opened(base: KnowledgeBase | Several, ids: Sequence[str], cancel: threading.Event) -> Iterator[Opening]:
     """Waits until these files are read, not until they are embedded: their words find them.
 
-    Raises Cancelled, and KnowledgeBaseError where one could not be read.
+    Raises Cancelled, and KnowledgeBaseError where none of them could be read.
     """
     while unread := [file for file in base.files(ids) if file.state in ("waiting", "reading") and not file.chunks]:
         yield Opening(unread[0].name, len(unread))
         if cancel.wait(OPENING):
             raise Cancelled
-    for file in base.files(ids):
-        if not file.chunks:
-            stopped = f"{file.name} was stopped before it was read; let it be read again in the list of documents."
-            raise KnowledgeBaseError(file.reason or stopped)
+    files = base.files(ids)
+    if files and not any(file.chunks for file in files):
+        stopped = f"{files[0].name} was stopped before it was read; let it be read again in the list of documents."
+        raise KnowledgeBaseError(files[0].reason or stopped)
 
 
 def search(

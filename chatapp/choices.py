@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .atomic import write_whole
 from .conversation import REPLY
 from .preferences import Preferences, Text
-from .texts import Sentence
+from .sentences import Sentence
 
 NAME = "settings.json"
 DAMAGED = "settings.damaged.json"

@@ -26,83 +26,14 @@ import httpx
 from . import hubs
 from .fetching import UNFINISHED, Fetch, Interrupted, matches
 from .hub_notes import Texts, Tokens
-from .hubs import Hub, HubError, RemoteFile, Repository
+from .hubs import HubError, Repository
+from .jobs import RUNNING, Job, Progress
 
-#: What a download can be. Those that run are taken up again by the next start of the app.
-RUNNING = ("waiting", "downloading", "verifying")
-STATES = (*RUNNING, "paused", "failed", "done")
 #: Seconds over which the speed is an average.
 WINDOW = 8.0
 #: Free on the disk beyond what a download takes, in bytes.
 SPARE = 2**30
-FORMAT = 1
 PARTS = ".downloads"  #: in the folder of the checkpoints, which looks into no hidden one
-
-
-@dataclass(frozen=True)
-class Job:
-    """A download as it is on disk. `target` is the folder that it becomes, from the checkpoints' one on.
-
-    `failure` is a text of the catalogue with its values; `damaged` names files that a check found changed.
-    """
-
-    id: str
-    repository: Repository
-    target: str
-    form: str
-    copy: int = 0
-    tier: str = "auto"  #: that it is to be loaded with
-    state: str = "waiting"
-    failure: tuple[str, Mapping[str, Any]] | None = None
-    damaged: tuple[str, ...] = ()
-    placed: bool = False  #: it was about to become a checkpoint, or has become one: what is at its target is its own
-    created: float = 0.0
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.repository.files)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, found: Any) -> Job:
-        """Raises KeyError, TypeError and ValueError for what is none of ours."""
-        if not isinstance(found, dict):
-            raise TypeError("it is no object")
-        about = {key: value for key, value in found.items() if key != "format"}
-        if found["format"] != FORMAT or about["state"] not in STATES:
-            raise ValueError("it was written by another version")
-        repository = dict(about.pop("repository"))
-        hub, files = Hub(**repository.pop("hub")), tuple(RemoteFile(**file) for file in repository.pop("files"))
-        failure, damaged = about.pop("failure"), tuple(about.pop("damaged"))
-        return cls(
-            **about,
-            repository=Repository(hub, files=files, **repository),
-            failure=None if failure is None else (failure[0], failure[1]),
-            damaged=damaged,
-        )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A download as it is now: bytes that are here, bytes in a second, and the seconds until the next try with the
-    reason for it where the hub can't be had."""
-
-    job: Job
-    done: int
-    speed: float = 0.0
-    retry: tuple[float, HubError] | None = None
-    path: Path | None = None  #: the checkpoint, once it is done and still there
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it will still take."""
-        return (self.job.size - self.done) / self.speed if self.speed else None
-
-    @property
-    def failure(self) -> HubError | None:
-        return None if self.job.failure is None else HubError(self.job.failure[0], **self.job.failure[1])
 
 
 @dataclass
@@ -113,7 +44,7 @@ class _Active:
     done: int
     stop: threading.Event = field(default_factory=threading.Event)
     samples: deque[tuple[float, int]] = field(default_factory=deque)
-    retry: tuple[float, HubError] | None = None
+    retry: tuple[float, HubError] | None = None  #: when, in monotonic time, and why
 
     def arrived(self, count: int) -> None:
         self.done += count
@@ -121,6 +52,12 @@ class _Active:
         self.samples.append((now, max(count, 0)))
         while now - self.samples[0][0] > WINDOW:
             self.samples.popleft()
+
+    @property
+    def waits(self) -> tuple[float, HubError] | None:
+        """Seconds until the next try, and why."""
+        retry = self.retry
+        return None if retry is None else (max(retry[0] - time.monotonic(), 0.0), retry[1])
 
     @property
     def speed(self) -> float:
@@ -236,6 +173,12 @@ class Downloads:
             jobs = [job for job in self._jobs.values() if job.state != "done"]
             return sum(job.size + job.copy - self._progress(job).done for job in jobs)
 
+    def places(self) -> dict[str, Path]:
+        """Where what has arrived of unfinished downloads lies, by what they become."""
+        with self._changed:
+            jobs = list(self._jobs.values())
+        return {job.target: place for job in jobs if (place := self._parts / job.id).is_dir()}
+
     # The queue on disk
 
     def _read(self) -> Iterator[Job]:
@@ -263,7 +206,7 @@ class Downloads:
         path = self._path(job) if job.state == "done" and self._is_here(job) else None
         active = self._active
         if active is not None and active.id == job.id and job.state in RUNNING:
-            return Progress(job, min(active.done, job.size), active.speed, active.retry, path)
+            return Progress(job, min(active.done, job.size), active.speed, active.waits, path)
         return Progress(job, job.size if self._is_here(job) else self._arrived(job), path=path)
 
     def _path(self, job: Job) -> Path:
@@ -409,16 +352,6 @@ class Downloads:
             except OSError:  # a full disk takes no word of it either; the next start finds it running, and goes on
                 self._jobs[id] = job
                 self._changed.notify_all()
-
-
-def unfinished(data: Path) -> Iterator[tuple[str, Path]]:
-    """What has come of downloads that are not finished: what each will be called, and the folder."""
-    for folder in sorted((data / "checkpoints" / PARTS).glob("[!.]*")):
-        try:
-            name = str(json.loads((data / "downloads" / f"{folder.name}.json").read_text(encoding="utf-8"))["target"])
-        except (OSError, ValueError, KeyError, TypeError):
-            name = folder.name
-        yield name, folder
 
 
 def room(folder: Path) -> int:

@@ -188,6 +188,18 @@ class Engine:
         return self._source
 
     @property
+    def recommended(self) -> Mapping[str, Any] | None:
+        """The fields of Sampling that the loaded model's authors recommend."""
+        loaded = self._loaded
+        return None if loaded is None else loaded.chat_format.sampling
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the window that the loaded model has here."""
+        loaded = self._loaded
+        return None if loaded is None else loaded.context
+
+    @property
     def busy(self) -> bool:
         """Whether anything is being served."""
         return bool(self._queue)
@@ -612,8 +624,9 @@ def _explained() -> Iterator[None]:
 def _why(error: Exception) -> str:
     reason = _first_line(error)
     if ran_out(error):
-        details = f" ({reason})" if reason else ""
-        return f"The model failed: memory ran out{details}; ask a shorter question, or narrow --context."
+        if not reason:
+            return "The model failed: memory ran out; ask a shorter question, or narrow --context."
+        return f"The model failed: memory ran out ({reason}); ask a shorter question, or narrow --context."
     named = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError) or not reason else reason
     return f"The model failed ({named}); ask again, or choose another model or precision."
 

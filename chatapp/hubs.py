@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 from huggingface_hub import constants
 
+from .sentences import said
 from .settings import is_loopback
-from .texts import say
 
 #: Seconds to connect, and between two pieces of an answer.
 CONNECT, SILENCE = 15.0, 30.0
@@ -40,7 +40,7 @@ class HubError(RuntimeError):
         self.values = values
 
     def said(self, language: str) -> str:
-        return say(language, self.key, **self.values)
+        return said(language, self.key, self.values)
 
     def __str__(self) -> str:
         return self.said("en")

@@ -18,8 +18,8 @@ from .checkpoints import Found
 from .folders import Folders
 from .hardware import Machine
 from .planner import Plan, footprint_of, plan_footprint
+from .sentences import Sentence
 from .settings import Settings
-from .texts import Sentence
 
 T = TypeVar("T")
 Stamp = tuple[int, ...]

@@ -72,6 +72,11 @@ class Startup:
             self._thread = self._new_thread()
             self._thread.start()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether something is still fetched or loaded by itself."""
+        return self._thread.is_alive()
+
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self.run, name="startup", daemon=True)
 

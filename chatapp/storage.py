@@ -10,19 +10,19 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.formats import gguf_parts
 
 from .checkpoints import DEFAULT_MODEL, EMBEDDER, Found
-from .downloads import unfinished
+from .downloads import Downloads
 from .engine import Engine
 from .library import Library
+from .sentences import Sentence
 from .settings import Settings
 from .shelf import Shelf
-from .texts import Sentence
 
 #: What there is, in the order in which it is shown.
 KINDS = ("checkpoint", "adapter", "tier", "embedder", "base", "conversations", "warm", "download")
@@ -59,8 +59,9 @@ class Item:
         return sum(self.files.values())
 
     @property
-    def number(self) -> int:
-        return number_of(f"{self.kind} {self.place}")
+    def id(self) -> str:
+        """What stands for it on the page."""
+        return id_of(f"{self.kind} {self.place}")
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ class Report:
 class Storage:
     """What lies in the data folder, and the checkpoints wherever they lie."""
 
-    def __init__(self, settings: Settings, shelf: Shelf, engine: Engine, library: Library) -> None:
+    def __init__(
+        self, settings: Settings, shelf: Shelf, engine: Engine, library: Library, downloads: Downloads
+    ) -> None:
         self._data = settings.data
         self._own = settings.data / "checkpoints"
         self._shelf = shelf
         self._engine = engine
         self._library = library
+        self._downloads = downloads
 
     def report(self) -> Report:
         """All that takes disk; for a page, to be called off its event loop."""
@@ -89,16 +93,16 @@ class Storage:
         ours = _total(item for item in items if not item.origin and item.place.is_relative_to(self._data))
         return Report(items, _total(items), ours, shutil.disk_usage(self._data).free)
 
-    def item(self, number: int) -> Item:
+    def item(self, id: str) -> Item:
         """Raises Sentence for what is not there any more."""
-        found = next((item for item in self._items() if item.number == number), None)
+        found = next((item for item in self._items() if item.id == id), None)
         if found is None:
             raise Sentence("storage_gone")
         return found
 
-    def delete(self, number: int) -> Item:
+    def delete(self, id: str) -> Item:
         """Deletes an item of ours, and returns what it was. Raises Sentence where it may or can not be."""
-        item = self.item(number)
+        item = self.item(id)
         self._check(item)
         try:
             if item.kind == "warm":
@@ -146,8 +150,9 @@ class Storage:
         for found in self._shelf.adapters():
             if not found.origin:
                 yield self._checkpoint("adapter", found, (found.path,))
-        yield from self._folders("tier", self._data / "quantized", _tier_name, ours=True)
-        yield from (_item("download", name, (folder,)) for name, folder in unfinished(self._data))
+        for folder in sorted((self._data / "quantized").glob("[!.]*/")):
+            yield _item("tier", _tier_name(folder), (folder,), ours=True)
+        yield from (_item("download", name, (folder,)) for name, folder in self._downloads.places().items())
         yield from (_item("base", name, (folder,)) for name, folder in self._library.folders().items())
         conversations = sorted(self._data.glob("conversations.db*"))
         yield from [_item("conversations", "", tuple(conversations))] if conversations else []
@@ -166,19 +171,14 @@ class Storage:
             fetched_again=found.name.startswith(DEFAULT_MODEL) and found.path.is_relative_to(self._own),
         )
 
-    def _folders(self, kind: str, folder: Path, name: Callable[[Path], str], ours: bool) -> Iterator[Item]:
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not path.name.startswith("."):
-                yield _item(kind, name(path), (path,), ours)
-
     def _single(self, kind: str, path: Path, name: str, ours: bool) -> Iterator[Item]:
         if path.exists():
             yield _item(kind, name, (path,), ours)
 
 
-def number_of(text: str) -> int:
-    """A number that stands for a text on the page, and that JavaScript can hold."""
-    return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], 16)
+def id_of(text: str) -> str:
+    """Stands for a text, such as a path, on the page."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def _item(kind: str, name: str, paths: tuple[Path, ...], ours: bool = False) -> Item:

@@ -242,6 +242,15 @@ class Store:
             _set_leaf(connection, conversation, rest.leaf)
         return rest
 
+    def check(self) -> None:
+        """Whether the file is whole and can be written. Raises StoreError where it is not."""
+        with self._transaction() as connection:
+            (verdict,) = connection.execute("pragma quick_check(1)").fetchone()
+            version = connection.execute("pragma user_version").fetchone()[0]
+            connection.execute(f"pragma user_version = {version}")  # a write that changes nothing
+        if verdict != "ok":
+            raise self._unusable(sqlite3.DatabaseError(f"it is damaged: {verdict}"))
+
     def close(self) -> None:
         self._connection.close()
 

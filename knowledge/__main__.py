@@ -42,6 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
     status.set_defaults(command=_status)
 
+    remove = commands.add_parser("remove", help="remove documents with all that was made of them")
+    remove.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="name of a document, as `status` tells it")
+    remove.set_defaults(command=_remove)
+
+    again = commands.add_parser("reread", help="read documents anew, all by default")
+    again.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
+    again.add_argument("names", nargs="*", metavar="NAME", help="name of a document, as `status` tells it")
+    again.set_defaults(command=_reread)
+
     search = commands.add_parser("search", help="the passages nearest to a question")
     search.add_argument("folder", type=Path, metavar="KB", help="folder of the knowledge base")
     search.add_argument("question")
@@ -87,6 +97,27 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{file.name}: {file.state}{f', {about}' if about else ''}")
     print(f"{len(status.files)} files, {status.done} of {status.total} passages embedded")
     return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    base = _open_filled(options)
+    missing = [name for name in options.names if not base.remove(name)]
+    for name in missing:
+        print(f"{options.folder} has no document {name}; `status` lists those that it has.", file=sys.stderr)
+    return int(bool(missing))
+
+
+def _reread(options: argparse.Namespace) -> int:
+    base = _open_filled(options)
+    files = [file for file in base.status().files if not options.names or file.name in options.names]
+    for name in set(options.names) - {file.name for file in files}:
+        print(f"{options.folder} has no document {name}; `status` lists those that it has.", file=sys.stderr)
+    base.read_again([file.id for file in files])
+    base.work(_progress(base))
+    read = base.files([file.id for file in files])
+    for file in read:
+        print(file.reason if file.state == "failed" else f"{file.name}: {file.state}, {file.chunks} passages")
+    return int(len(files) < len(set(options.names)) or any(file.state == "failed" for file in read))
 
 
 def _search(options: argparse.Namespace) -> int:

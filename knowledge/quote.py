@@ -7,8 +7,7 @@ which questions, and what they give.
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -18,10 +17,9 @@ from langchain_core.embeddings import Embeddings
 from knowledge import asked, terms
 from knowledge.ranking import share
 from knowledge.retrieval import Passage, language
-from knowledge.sentences import ABBREVIATIONS
+from knowledge.statements import Sentence, different, is_short, length, rarity, shares, trimmed
 from knowledge.vectors import unit_rows
 
-CHARACTERS, WORDS = 120, 60  #: of a quote at most, in Chinese and in other languages
 EMBEDDED = 8  #: sentences, the best ones by everything else, in one batch
 ELLIPSIS = " … "  #: between parts of a quote that do not follow each other
 
@@ -31,22 +29,11 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "other": (3.5, 2.3, 0.3, -0.6, 0.8, 0.0, -0.2, -0.7, -0.7, 18.1),
 }
 
-# A full stop ends a sentence where a new one seems to begin: not in "et al. found", "J. Smith" or "c. 1450". Pages
-# have line ends within sentences; those before what looks like an item of a list count.
-_ENDS = re.compile(
-    r"[。！？；]+[”’」』）》\"]*|[!?]+[\"'”’)\]]*(?=\s|$)"
-    rf"|(?<!\b[A-Zcpv]){ABBREVIATIONS}"
-    r"\.[\"'”’)\]]*(?:\[\d+\])*(?=\s+[\"'“‘(\[]?[^\W_a-z]|\s*$)"
-    r"|\n{2,}|\n(?=\s*(?:[-*•·|#]|\d+[.)、]|[（(]?[一二三四五六七八九十]+[、)）]))"
-)
 _CLAUSES = re.compile(r"[，、：；]|[,;:]\s")
-_CLAUSE_ENDS = re.compile(r"[，、：,;:]\s*|\s+")
-_WORD = re.compile(r"[^\W_\u3400-\u9fff]+(?:['’.,-][^\W_\u3400-\u9fff]+)*|[\u3400-\u9fff]")
 # What is embedded is the sentence; in Chinese behind its heading, which often says alone what it is about. In English
 # that gives no more.
 _HEADED = {"zh": True, "other": False}
 _NEAR = {"zh": 24, "other": 80}  # characters around what could be the answer
-_HEADING = 0.7  # of the next line: a first line as long as this is no heading
 _FARTHEST = 8.0  # by which a passage can be behind, as a logit
 
 
@@ -75,26 +62,10 @@ class Quote:
         return ELLIPSIS.join(part.text for part in self.parts)
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """Characters `start` to `end` of the text of the passage at `rank`, in which it is the sentence at `place`.
-
-    heading: of the passage. around: the heading and the sentences beside it.
-    """
-
-    rank: int
-    place: int
-    start: int
-    end: int
-    text: str
-    heading: str
-    around: str
-
-
 def quote(question: str, passages: Sequence[Passage], embeddings: Embeddings) -> Quote | None:
     """The one or two sentences of `passages` (best first) that answer `question` best; None if there are none.
 
-    No longer than CHARACTERS or WORDS. Embeds the question and EMBEDDED sentences.
+    No longer than statements.CHARACTERS or WORDS. Embeds the question and EMBEDDED sentences.
     """
     sentences, figures = judged(question, passages, embeddings)
     return likeliest(passages, sentences, figures @ WEIGHTS[language(question)]) if sentences else None
@@ -105,8 +76,7 @@ def judged(question: str, passages: Sequence[Passage], embeddings: Embeddings) -
 
     While the embedding model is being loaded, words have to do: the nearness of all is 0.
     """
-    found = [sentence for rank, passage in enumerate(passages) for sentence in sentences_of(rank, passage.text)]
-    sentences = list({sentence.text: sentence for sentence in reversed(found)}.values())[::-1]  # passages can overlap
+    sentences = different([passage.text for passage in passages])
     if not sentences:
         return [], np.empty((0, len(FEATURES)))
     figures = _figures(question, passages, sentences)
@@ -141,12 +111,12 @@ def likeliest(passages: Sequence[Passage], sentences: Sequence[Sentence], scores
 
 def _beside(first: Sentence, second: Sentence) -> Sentence | None:
     """`second`, or as many of its clauses as have room beside `first`: its last ones if it leads up to that."""
-    length = len(second.text)
+    stop = len(second.text)
     clauses = [found.end() for found in _CLAUSES.finditer(second.text)]
     leads_up = (second.rank, second.place + 1) == (first.rank, first.place)
-    cuts = [(cut, length) for cut in clauses] if leads_up else [(0, cut) for cut in reversed(clauses)]
-    for start, end in (span for cut in [(0, length), *cuts] for span in _trimmed(second.text, cut)):
-        if _short(first.text, second.text[start:end]):
+    cuts = [(cut, stop) for cut in clauses] if leads_up else [(0, cut) for cut in reversed(clauses)]
+    for start, end in (span for cut in [(0, stop), *cuts] for span in trimmed(second.text, cut)):
+        if is_short(first.text, second.text[start:end]):
             return replace(second, start=second.start + start, end=second.start + end, text=second.text[start:end])
     return None
 
@@ -162,69 +132,17 @@ def _parts(passages: Sequence[Passage], sentences: Sequence[Sentence]) -> tuple[
     return tuple(parts)
 
 
-def sentences_of(rank: int, text: str) -> Iterator[Sentence]:
-    """The sentences of a passage. Headings are none."""
-    heading, spans = _sentences(text)
-    texts = [text[slice(*span)] for span in spans]
-    for place, span in enumerate(spans):
-        around = " ".join([heading, *texts[max(place - 1, 0) : place], *texts[place + 1 : place + 2]])
-        yield Sentence(rank, place, *span, texts[place], heading.strip("# \n"), around)
-
-
-def _sentences(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The heading above a passage, and the spans of its sentences; long ones are cut between clauses."""
-    heading = _heading(text)
-    cuts = [found.end() for found in _ENDS.finditer(text) if found.end() > len(heading)]
-    spans = _trimmed(text, [len(heading), *cuts, len(text)])
-    return heading, [piece for span in spans for piece in _pieces(text, span)]
-
-
-def _heading(text: str) -> str:
-    """The first line, if it ends no sentence and is clearly shorter than the next: lines that a page's width has broken
-    are about as long as one another."""
-    first, _, rest = text.partition("\n")
-    following = rest.lstrip("\n").partition("\n")[0]
-    return first if len(first) < _HEADING * len(following) and not _ENDS.search(first.rstrip()) else ""
-
-
-def _trimmed(text: str, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    """The spans between cuts, without the spaces around them; what has no word is none."""
-    spans = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
-        said = text[start:end]
-        if _WORD.search(said):
-            spans.append((start + len(said) - len(said.lstrip()), end - len(said) + len(said.rstrip())))
-    return spans
-
-
-def _pieces(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """A sentence as it is, or, where it is too long, as many of its clauses at a time as are short enough."""
-    start, stop = span
-    while not _short(text[start:stop]):
-        ends = [start + found.end() for found in _CLAUSE_ENDS.finditer(text[start:stop])]
-        fitting = [end for end in ends if _short(text[start:end])]
-        cut = max(fitting, default=start + CHARACTERS)
-        yield from _trimmed(text, [start, cut])
-        start = cut
-    yield from _trimmed(text, [start, stop])
-
-
-def _short(*texts: str) -> bool:
-    return sum(map(_length, texts)) < 1 + 1e-9
-
-
 def _figures(question: str, passages: Sequence[Passage], sentences: Sequence[Sentence]) -> np.ndarray:
     """The FEATURES of sentences but for the nearness, which is 0, float64 [sentences, features]."""
-    weights = _rarity(question, sentences)
+    weights = rarity(question, sentences)
     kind = asked.kind(question)
     logits = [_logit(passage.score) for passage in passages]
     return np.array(
         [
             [
-                share(weights, set(terms.terms(sentence.text))),
-                share(weights, set(terms.terms(sentence.text)) | set(terms.terms(sentence.around))),
+                *shares(weights, sentence),
                 *_of_kind(kind, question, sentence.text, weights),
-                _length(sentence.text),
+                length(sentence.text),
                 min(logits[0] - logits[sentence.rank], _FARTHEST),
                 float(sentence.rank > 0),
                 1 / (1 + sentence.place),
@@ -233,12 +151,6 @@ def _figures(question: str, passages: Sequence[Passage], sentences: Sequence[Sen
             for sentence in sentences
         ]
     )
-
-
-def _rarity(question: str, sentences: Sequence[Sentence]) -> dict[str, float]:
-    """The weight of each term of the question: high if few of the sentences have it."""
-    counts = Counter(term for sentence in sentences for term in set(terms.terms(sentence.text)))
-    return {term: math.log1p(len(sentences) / (0.5 + counts[term])) for term in terms.content(question)}
 
 
 def _of_kind(kind: asked.Kind | None, question: str, text: str, weights: Mapping[str, float]) -> tuple[float, ...]:
@@ -252,11 +164,6 @@ def _of_kind(kind: asked.Kind | None, question: str, text: str, weights: Mapping
         for found in asked.answers(kind, question, text)
     ]
     return float(bool(near)), float(not near), max(near, default=0.0)
-
-
-def _length(text: str) -> float:
-    """As a share of what a quote may have."""
-    return len(text) / CHARACTERS if terms.is_chinese(text) else len(text.split()) / WORDS
 
 
 def _logit(score: float) -> float:

@@ -19,7 +19,7 @@ _LETTERS_PER_HAN = 6
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 _LATIN_WORD = re.compile(r"[^\W\d_][\w'’-]*|\d[\d.,]*")
-_HAN_PARTICULARS = re.compile(r"[A-Za-z0-9]+|(?<=[《“「\"])[^》”」\"]+(?=[》”」\"])")
+_HAN_PARTICULARS = re.compile(r"(?<=[《“「\"])[^》”」\"]+(?=[》”」\"])|[A-Za-z0-9]+")
 
 # What makes a sentence a question or holds it together, in folded text.
 _ASKING = re.compile(

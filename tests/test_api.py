@@ -174,8 +174,22 @@ def test_a_knowledge_base_brings_citations(service: Service, loaded: LoadedModel
     reply = service.chat(question, stream=stream, extra_body={"knowledge_base": base})
     (citation,) = (list(reply)[-1] if stream else reply).citations
     assert (citation["name"], citation["page"], citation["text"]) == ("lease.txt", None, CONTRACT)
-    assert 0 < citation["score"] <= 1
+    assert 0 < citation["score"] <= 1 and "base" not in citation
     assert CONTRACT in loaded.model.prompts[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_knowledge_bases_are_asked_at_once(service: Service, tmp_path: Path, stream: bool) -> None:
+    base, other = add_document(service.library, tmp_path), service.library.create("garage")
+    (tmp_path / "garage.txt").write_text("The rent of the garage is 90 francs a month.", encoding="utf-8")
+    service.library.open(other).ingest([tmp_path / "garage.txt"])
+    question = [{"role": "user", "content": "What is the rent?"}]
+    reply = service.chat(question, stream=stream, extra_body={"knowledge_base": [base, other]})
+    citations = (list(reply)[-1] if stream else reply).citations
+    assert {(citation["name"], citation["base"]) for citation in citations} == {
+        ("lease.txt", base),
+        ("garage.txt", other),
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True])

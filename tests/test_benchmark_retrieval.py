@@ -1,14 +1,15 @@
 """The retrieval benchmark and the fit of its weights, on a question set of a few lines."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import knowledge
-from benchmarks import fit_retrieval, question_sets, retrieval
+from benchmarks import fit_retrieval, followup, question_sets, retrieval
 from knowledge.retrieval import Where
-from tests.fakes import HashEmbeddings
+from tests.fakes import HashEmbeddings, ready_engine, scripted
 
 PASSAGES = {
     "zh": {"鸟-zh-1": "翠鸟每次产七枚蛋。它捕食小鱼。", "屋-zh-1": "押金为两个月租金。期满后退还。"},
@@ -113,3 +114,15 @@ def test_what_is_left_out_is_not_fitted_on():
     answer[6:] = ~answer[6:]  # what the second half teaches is the opposite
     logits = fit_retrieval.held_out(rows, answer, np.repeat(["one", "other"], 6), None)
     assert np.corrcoef(logits[:6], rows[:6, 0])[0, 1] < -0.9 and np.corrcoef(logits[6:], rows[6:, 0])[0, 1] > 0.9
+
+
+def test_a_model_rewrites_behind_the_earlier_questions_and_their_quotes(tmp_path: Path) -> None:
+    (tmp_path / "lease.txt").write_text("The rent of Oak House is 1,200 francs a month.", encoding="utf-8")
+    base = knowledge.open(tmp_path / "kb", HashEmbeddings())
+    base.ingest([tmp_path / "lease.txt"])
+    loaded = scripted("When is the rent of Oak House due?")
+    case = {"turns": ["What is the rent of Oak House?", "When is it due?"], "gold": ["lease"]}
+    asked = followup.by_model(ready_engine(loaded), base, case)
+    assert asked.text == "When is the rent of Oak House due?" and followup.rank(base, asked, case["gold"]) == 0
+    (prompt,) = loaded.model.prompts
+    assert prompt.index("What is the rent") < prompt.index("1,200 francs") < prompt.index("When is it due?")

@@ -126,8 +126,9 @@ def page(app: App, browser: Browser) -> Iterator[Page]:
     # The two above may come from a tick; this comes with what the page is opened with, which replaces its documents.
     expect(page.locator("#target")).not_to_be_empty()
     yield page
-    context.close()
     assert app.complaints == []
+    context.close()
+    app.complaints.clear()  # what was on its way to a page that closes is broken off, and Gradio says so
 
 
 def ask(page: Page, text: str) -> None:
@@ -481,9 +482,9 @@ def test_interface_speaks_chinese_and_fits_a_phone(app: App, browser: Browser) -
     expect(page.locator("#new-chat")).to_have_text("新对话")
     expect(page.locator("#state")).to_contain_text("已就绪")
     composer = page.locator("#text").bounding_box()
-    messages = page.locator("#messages").bounding_box()
+    welcome = page.locator("#welcome").bounding_box()
     assert composer["x"] >= 0 and composer["x"] + composer["width"] <= 390
-    assert messages["height"] > 400
+    assert welcome["height"] > 200
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
     assert app.complaints == []

@@ -14,9 +14,9 @@ from chatapp.choices import DAMAGED, NAME, Chosen, Policy, Role
 from chatapp.conversation import REPLY
 from chatapp.library import Library
 from chatapp.preferences import Preferences, Retrieving
+from chatapp.sentences import Sentence
 from chatapp.session import Chat, Reply
 from chatapp.store import Store
-from chatapp.texts import Sentence
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 
 STARTED = Policy(summarise=True, reading=20.0)

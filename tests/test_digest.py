@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from chatapp.conversation import Plan, QuestionTooLong
-from chatapp.digest import CHINESE, ENGLISH, DigestError, Document, Part, Words, digest, document_of
+from chatapp.digest import CHINESE, ENGLISH, DigestError, Document, Part, Words, asks_for_summary, digest, document_of
 from chatapp.engine import Cancelled, EngineError
 from chatapp.ledger import Ledger
 from chatapp.library import Library
@@ -303,3 +303,21 @@ def test_a_kept_conversation_sums_up(client: TestClient, place: Place) -> None:
         "All.",
     ]
     refused(client.post(address, json={**body, "document": "b.txt"}), 404, "no document named b.txt")
+
+
+@pytest.mark.parametrize(
+    "text, asks",
+    [
+        ("Summarise this.", True),
+        ("Please summarize the document in three sentences", True),
+        ("What is this file about?", True),
+        ("Give me a short summary", True),
+        ("请总结一下这份文件", True),
+        ("这篇文章主要讲了什么？", True),
+        ("What is the rent in the summary table?", False),
+        ("What is this clause about the deposit that we had to pay in the year before last?", False),
+        ("摘要里写的租金是多少，和合同第三条第二款里写的一样吗？", False),
+    ],
+)
+def test_what_asks_for_a_summary(text: str, asks: bool) -> None:
+    assert asks_for_summary(text) is asks

@@ -20,9 +20,10 @@ import pytest
 
 from chatapp import downloads as downloads_module
 from chatapp import fetching, hubs
-from chatapp.downloads import Downloads, Progress
+from chatapp.downloads import Downloads
 from chatapp.hub_notes import Tokens
 from chatapp.hubs import Hub, HubError, Repository, describe
+from chatapp.jobs import Job, Progress
 from chatapp.selection import variants
 from tests.fake_hub import FakeHub, Mischief, serving_hub
 from tests.waiting import eventually
@@ -153,7 +154,7 @@ def test_the_next_try_and_its_reason_are_shown(hub: FakeHub, tmp_path: Path) -> 
     id = begin(downloads, hub)
     eventually(lambda: found(downloads, id).retry)
     seconds, why = found(downloads, id).retry
-    assert seconds > 0 and why.key == "hub_failing"
+    assert 0 < seconds <= fetching.LONGEST_WAIT and why.key == "hub_failing"
     downloads.pause(id)
     downloads.stop(20)
     assert not downloads._thread.is_alive()
@@ -403,7 +404,7 @@ def test_a_disk_that_takes_no_state_does_not_end_the_queue(
     reaches(downloads, id, "failed")
     put = Downloads._put
 
-    def full(self: Downloads, job: downloads_module.Job) -> None:
+    def full(self: Downloads, job: Job) -> None:
         if job.state != "waiting":
             raise OSError(errno.ENOSPC, "No space left on device")
         put(self, job)

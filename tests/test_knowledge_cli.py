@@ -141,3 +141,18 @@ def test_questions_are_evaluated(tmp_path, capsys):
     questions.write_text("What?\n")
     code, _, errors = run(capsys, "evaluate", base, questions)
     assert code == 1 and "line 1 is not a question" in errors and errors.count("\n") == 1
+
+
+def test_documents_are_read_anew_and_removed(tmp_path, capsys):
+    base = tmp_path / "kb"
+    for name, text in (("a.txt", "The rent is 1,200 francs."), ("b.txt", "The cat sleeps.")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert run(capsys, "ingest", base, tmp_path / "a.txt", tmp_path / "b.txt")[0] == 0
+    code, output, _ = run(capsys, "reread", base)
+    assert code == 0 and "a.txt: done, 1 passages" in output and "b.txt: done" in output
+    code, output, errors = run(capsys, "reread", base, "a.txt", "x.txt")
+    assert code == 1 and "no document x.txt" in errors and "a.txt: done" in output and "b.txt" not in output
+    code, _, errors = run(capsys, "remove", base, "a.txt", "x.txt")
+    assert code == 1 and "no document x.txt" in errors
+    _, output, _ = run(capsys, "search", base, "rent", "--json")
+    assert "a.txt" not in output

@@ -182,6 +182,22 @@ def test_e5_gets_its_prefixes(e5):
     assert np.allclose(plain, [question, passage], atol=1e-5)
 
 
+def test_a_question_is_embedded_once(embedder_folder):
+    class Model:
+        asked = []
+
+        def embed_query(self, text):
+            self.asked.append(text)
+            return [float(len(self.asked))]
+
+    embeddings = LocalEmbeddings(embedder_folder)
+    embeddings._model = Model()
+    first = embeddings.embed_query("rent?")
+    first.append(0.0)  # the caller's to change
+    assert embeddings.embed_query("deposit?") == [2] and embeddings.embed_query("rent?") == [1]
+    assert Model.asked == ["rent?", "deposit?"]
+
+
 def test_a_model_is_loaded_behind_until_it_is_there(embedder_folder, monkeypatch):
     embeddings, gate = LocalEmbeddings(embedder_folder), threading.Event()
     assert not embeddings.loading

@@ -159,3 +159,9 @@ def test_forms_that_are_not(one, other):
 
 def test_chinese_is_characters_and_their_pairs():
     assert terms.terms("著作权。A 层") == ["著", "作", "权", "著作", "作权", "a", "层"]
+
+
+def test_a_quoted_title_is_one_particular_whatever_letters_it_holds():
+    (title,) = terms.particulars("《ONE PIECE 发条岛的冒险》上映于哪一年？")
+    assert {"one", "piec", "发条"} <= set(title)
+    assert terms.particulars("IPCC 在1988年做了什么？") == [["ipc"], ["1988"]]  # stems

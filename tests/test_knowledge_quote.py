@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from knowledge import Passage, asked
-from knowledge.quote import CHARACTERS, EMBEDDED, FEATURES, WEIGHTS, WORDS, likeliest, quote, sentences_of
+from knowledge.quote import EMBEDDED, FEATURES, WEIGHTS, likeliest, quote
+from knowledge.statements import CHARACTERS, WORDS, sentences_of
 from tests.fakes import HashEmbeddings
 
 
@@ -158,3 +159,31 @@ def test_what_the_question_says_itself_is_no_answer() -> None:
 def test_there_is_a_weight_for_every_figure() -> None:
     assert {len(weights) for weights in WEIGHTS.values()} == {len(FEATURES)}
     assert np.isfinite(list(WEIGHTS.values())).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It was built by Jacques Lefevre (c. 1450) and others.",
+        "The decision in Brown v. Board of Education came in 1954.",
+        "The finding of Jones et al. 1998 was supported by it.",
+        "The estate of Capt. Smith and Col. Brown was sold.",
+        "Duquesne, i.e. The Point, is shown in Fig. 3 below.",
+    ],
+)
+def test_an_abbreviation_ends_no_sentence(text: str) -> None:
+    assert [sentence.text for sentence in sentences_of(0, f"{text} The next one follows.")] == [
+        text,
+        "The next one follows.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "headed"), [("租金是多少？", CHINESE, True), ("What rent?", LEASE, False)]
+)
+def test_chinese_sentences_are_embedded_behind_their_heading(question: str, text: Passage, headed: bool) -> None:
+    embeddings = HashEmbeddings()
+    found = quote(question, [text], embeddings)
+    heading = text.text.partition("\n")[0]
+    assert {told.startswith(f"{heading}: ") for told in embeddings.embedded} == {headed}
+    assert found is not None and heading not in found.text

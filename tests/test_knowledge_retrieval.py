@@ -125,6 +125,29 @@ def test_the_rest_of_a_document_does_not_speak_against_its_best_passage():
     assert relevance.lead([best, near]) == relevance.lead([best]) > 0
 
 
+def figures(question, text):
+    candidate = Candidate(chunk(text=text), 0.3, 0.5, 0.8)
+    found = relevance.features(question, {"rent": 1.0}, [candidate], np.array([0.8, 0.2]))
+    return dict(zip(relevance.FEATURES[retrieval.language(question)], found, strict=True))
+
+
+def test_what_one_sentence_says_counts_in_english():
+    together = figures("When did Anna sign the lease?", "Anna signed the lease in May 2019. It rained a lot.")
+    assert together["words"] == together["around"] == 1 and together["lacks"] == 0
+    apart = figures("When did Anna sign the lease?", "Anna came home. It rained a lot. He did sign. It was no lease.")
+    assert apart["words"] < apart["around"] < 1 and apart["lacks"] == 1
+    assert figures("Did Anna sign?", "Nobody knows.")["lacks"] == 0  # no kind of answer is asked for
+    nothing = figures("When did Anna sign the lease?", "")
+    assert (nothing["words"], nothing["around"], nothing["lacks"]) == (0, 0, 1)
+    assert "words" not in figures("安娜何时签了租约？", "安娜于二〇一九年五月签了租约。")
+
+
+def test_each_language_has_a_weight_for_each_figure():
+    assert relevance.FEATURES.keys() == relevance.WEIGHTS.keys() == relevance.BIASES.keys()
+    for language, features in relevance.FEATURES.items():
+        assert len(features) == len(relevance.WEIGHTS[language]), language
+
+
 # Passages
 
 

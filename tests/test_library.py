@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chatapp.library import NAME_FILE, Library, LibraryError
+from knowledge import KnowledgeBase, KnowledgeBaseError
 from tests.fakes import Gate, HashEmbeddings
 from tests.waiting import eventually
 
@@ -191,3 +192,94 @@ def test_a_damaged_name_costs_the_name_and_nothing_else(
 def test_a_folder_that_a_kill_left_without_a_name_is_no_knowledge_base(library: Library, folder: Path) -> None:
     (folder / "abc").mkdir(parents=True)
     assert library.names() == []
+
+
+# Renaming, removing, and asking several
+
+
+def filled(library: Library, name: str, folder: Path, text: str = "The rent is 1,200 francs.") -> KnowledgeBase:
+    (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    base = library.open(library.create(name))
+    base.ingest([folder / f"{name}.txt"])
+    return base
+
+
+def test_a_renamed_base_is_found_by_its_former_names(library: Library, folder: Path, tmp_path: Path) -> None:
+    base = filled(library, "docs", tmp_path)
+    assert library.rename("docs", " 租约 ") == "租约" and library.rename("docs", "lease") == "lease"
+    for known in (library, Library(folder, HashEmbeddings)):
+        assert known.names() == ["lease"]
+        assert known.open("docs") is known.open("租约") is known.open("lease")
+        assert known.current("docs") == known.current("租约") == "lease" and known.current("x") is None
+    assert library.open("docs") is base
+    assert library.rename("lease", "docs") == "docs" and library.names() == ["docs"]
+    assert library.rename("docs", "docs") == "docs"
+
+
+def test_a_present_name_goes_before_a_former_one(library: Library, tmp_path: Path) -> None:
+    filled(library, "docs", tmp_path)
+    library.rename("docs", "old")
+    newer = library.open(library.create("docs"))
+    assert library.open("docs") is newer and library.current("docs") == "docs"
+    with pytest.raises(LibraryError, match="already"):
+        library.rename("old", "docs")
+    with pytest.raises(LibraryError, match="no knowledge base"):
+        library.rename("x", "y")
+    with pytest.raises(LibraryError, match="needs a name"):
+        library.rename("old", " ")
+
+
+def test_a_removed_base_leaves_nothing(library: Library, folder: Path, tmp_path: Path) -> None:
+    base = filled(library, "docs", tmp_path)
+    filled(library, "other", tmp_path, "The cat sleeps.")
+    library.remove("docs")
+    assert library.names() == ["other"] and not base.folder.exists() and len(list(folder.iterdir())) == 1
+    with pytest.raises(LibraryError):
+        library.open("docs")
+    with pytest.raises(KnowledgeBaseError, match="removed"):
+        base.search("rent")
+    assert library.open(library.create("docs")).documents() == []
+
+
+def test_a_base_is_removed_while_its_files_are_read(library: Library, tmp_path: Path) -> None:
+    name = library.create("docs")
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"Note {number}. " * 400, encoding="utf-8")
+    library.add(name, [(tmp_path / f"{number}.txt", f"{number}.txt") for number in range(20)])
+    base = library.open(name)
+    eventually(lambda: any(file.chunks for file in base.status().files))
+    library.remove(name)
+    assert not base.folder.exists()
+
+
+def test_what_a_kill_left_of_a_removed_base_goes_at_the_next_start(library: Library, folder: Path) -> None:
+    kept = library.open(library.create("docs")).folder
+    library.open("docs").close()
+    kept.rename(kept.with_name(f"{kept.name}.removed"))
+    again = Library(folder, HashEmbeddings)
+    assert again.names() == []
+    again.carry_on()
+    assert list(folder.iterdir()) == []
+
+
+def test_one_several_or_no_bases_are_asked(library: Library, tmp_path: Path) -> None:
+    a, _ = filled(library, "a", tmp_path), filled(library, "b", tmp_path, "The rent of the garage is 90 francs.")
+    assert library.ask(None) is None and library.ask("a") is library.ask(["a"]) is a
+    found = library.ask(["a", "b"]).search("What is the rent?")
+    assert {passage.base for passage in found} == {"a", "b"}
+    with pytest.raises(LibraryError):
+        library.ask(["a", "x"])
+
+
+def test_a_batch_tells_how_far_files_are(library: Library, tmp_path: Path) -> None:
+    base = filled(library, "docs", tmp_path)
+    assert library.batch("docs").files == 0
+    (tmp_path / "new.txt").write_text("The deposit is 500 francs.", encoding="utf-8")
+    base.add([tmp_path / "new.txt"])
+    batch = library.batch("docs")
+    assert (batch.files, batch.through, batch.share) == (1, 0, 0.0)
+    library.add("docs", [(tmp_path / "new.txt", "new.txt")])
+    eventually(lambda: library.batch("docs").files == 0)
+    assert base.status().files[1].state == "done"
+    library.read_again("docs", base.status().files[1].id)
+    eventually(lambda: not base.unfinished)

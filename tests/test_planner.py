@@ -180,3 +180,37 @@ def test_what_is_no_checkpoint_is_said(tmp_path) -> None:
         plan_for(tmp_path / "gone", Machine.assume("cpu:2GB"))
     with pytest.raises(CheckpointError, match="mamba"):
         plan({"model_type": "mamba"}, Machine.assume("cpu:2GB"))
+
+
+# What is said of a plan
+
+
+def test_a_plan_is_explained_in_both_languages(footprints: dict[str, Footprint]) -> None:
+    needs = footprints["THUDM/chatglm-6b"]
+    for size, figures in (
+        ("cuda:7GB", ("INT4", "7.0", "INT8")),
+        ("cuda:4GB,cpu:32GB", ("FP16", "32.0")),
+        ("cpu:1GB", ("1.0",)),
+    ):
+        made = plan_footprint(needs, Machine.assume(size))
+        assert planner.explain(made, "en") == made.reason
+        chinese = planner.explain(made, "zh")
+        assert chinese.endswith("。") and all(figure in made.reason and figure in chinese for figure in figures)
+    refused = plan_footprint(needs, Machine.assume("cuda:4GB"), "fp16")
+    assert "a lower tier" in refused.reason and "更低的精度" in planner.explain(refused, "zh")
+
+
+def test_what_is_no_plan_keeps_its_sentence() -> None:
+    assert planner.explain(Plan(None, 0, None, planner.Memory(0, 0, 0, 0), "It is damaged."), "zh") == "It is damaged."
+
+
+def test_the_shares_of_a_devices_memory_add_up_to_all_of_it(footprints: dict[str, Footprint]) -> None:
+    card = GPU(0, "a card", 7 * GIB, 8 * GIB)
+    machine = Machine((card,), 3 * GIB, 16 * GIB)
+    made = plan_footprint(footprints["THUDM/chatglm-6b"], machine)
+    shares = planner.shares(made, machine)
+    assert list(shares) == list(planner.PARTS) and sum(shares.values()) == 8 * GIB
+    assert (shares["weights"], shares["cache"], shares["others"]) == (made.memory.weights, made.memory.cache, GIB)
+    assert shares["free"] == made.left
+    small = plan_footprint(footprints["THUDM/chatglm-6b"], Machine(ram_free=GIB, ram_total=16 * GIB))
+    assert planner.shares(small, machine) == {}  # nothing runs

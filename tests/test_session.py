@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from chatapp import answering, session
 from chatapp.checkpoints import FetchError
+from chatapp.citing import Evidence
 from chatapp.engine import Engine, EngineError, Source
 from chatapp.library import Library
 from chatapp.preferences import Preferences
-from chatapp.session import Chat, Reply
+from chatapp.session import Beside, Chat, Reply
 from chatapp.store import Store, StoredMessage, StoreError
 from chatapp.tree import TreeError
 from models import LoadedModel
@@ -643,3 +644,96 @@ def test_an_engine_that_is_asked_again_after_failing_says_the_same(tmp_path: Pat
     chat = chat_over(tmp_path, engine)
     conversation = chat.store.create().id
     assert {last(chat, conversation, str(n)).failure for n in range(3)} == {"big could not be loaded: no memory"}
+
+
+# Several knowledge bases, and documents beside a question
+
+
+def added(chat: Chat, base: str, folder: Path, name: str, text: str) -> Beside:
+    (folder / name).write_text(text, encoding="utf-8")
+    (document,) = chat.library.open(base).add([folder / name])
+    return Beside(base, document.id, name)
+
+
+def test_several_bases_are_asked_and_remembered(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    flat, garage = add_document(chat, tmp_path), chat.library.create("garage")
+    added(chat, garage, tmp_path, "garage.txt", "The rent of the garage is 90 francs a month.")
+    chat.library.open(garage).work()
+    reply = last(chat, conversation, "What is the rent?", [flat, garage])
+    assert {(source["name"], source["base"]) for source in reply.sources} == {
+        ("lease.txt", flat),
+        ("garage.txt", garage),
+    }
+    assert chat.store.conversation(conversation).preferences.knowledge_base == [flat, garage]
+    assert Evidence.from_json(chat.store.messages(conversation)[1].evidence).base == [flat, garage]
+    last(chat, conversation, "What is the rent?", [flat])
+    assert chat.store.conversation(conversation).preferences.knowledge_base == flat
+
+
+def test_a_document_beside_a_question_answers_first(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = add_document(chat, tmp_path)
+    beside = added(chat, base, tmp_path, "new.txt", "The rent is 900 francs a month.")
+    chat.library.open(base).work()
+    *_, reply = chat.send(conversation, "What is the rent?", None, threading.Event(), [beside])
+    assert [source["name"] for source in reply.sources] == ["new.txt"]
+    asked = chat.store.messages(conversation)[0]
+    assert [source["name"] for source in asked.sources] == ["new.txt"]
+    assert chat.store.conversation(conversation).preferences.knowledge_base == base
+
+    *_, again = chat.regenerate(conversation, None, base, threading.Event())
+    assert [source["name"] for source in again.sources] == ["new.txt"]
+    question = chat.store.tree(conversation).path[0].id
+    *_, edited = chat.edit(conversation, question, "How much is the rent?", base, threading.Event())
+    assert [source["name"] for source in edited.sources] == ["new.txt"]
+    assert {source["name"] for source in last(chat, conversation, "What is the rent?", base).sources} == {
+        "lease.txt",
+        "new.txt",
+    }
+
+
+def test_where_it_does_not_say_the_others_do(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = add_document(chat, tmp_path)
+    beside = added(chat, base, tmp_path, "cat.txt", "The cat sleeps on the roof.")
+    chat.library.open(base).work()
+    *_, reply = chat.send(conversation, "What is the rent?", base, threading.Event(), [beside])
+    assert reply.state == "done" and reply.sources[0]["name"] == "lease.txt"
+
+
+def test_a_question_waits_until_what_is_beside_it_is_read(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = chat.library.create("docs")
+    beside = added(chat, base, tmp_path, "new.txt", "The rent is 900 francs a month.")
+    states = []
+    for reply in chat.send(conversation, "What is the rent?", base, threading.Event(), [beside]):
+        states.append(reply.state)
+        if reply.state == "opening":
+            assert reply.opening.name == "new.txt"
+            chat.library.open(base).work()
+    assert states[0] == "opening" and states[-1] == "done"
+    assert [source["name"] for source in reply.sources] == ["new.txt"]
+
+
+def test_a_stop_ends_the_wait_for_what_is_read(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = chat.library.create("docs")
+    beside, cancel = added(chat, base, tmp_path, "new.txt", CONTRACT), threading.Event()
+    states = []
+    for reply in chat.send(conversation, "What is the rent?", base, cancel, [beside]):
+        states.append(reply.state)
+        cancel.set()
+    assert states == ["opening", "stopped"]
+
+
+def test_what_can_not_be_read_says_why(chat: Chat, conversation: str, tmp_path: Path) -> None:
+    base = chat.library.create("docs")
+    beside = added(chat, base, tmp_path, "photo.jpg", "x")
+    chat.library.open(base).work()
+    *_, reply = chat.send(conversation, "What is it?", base, threading.Event(), [beside])
+    assert reply.state == "failed" and "photo.jpg is not of a kind that can be read" in reply.failure
+
+
+def test_what_is_beside_a_question_is_asked_though_the_model_was_to_answer(chat: Chat, tmp_path: Path) -> None:
+    conversation = chat.store.create(Preferences(mode="chat")).id
+    base = chat.library.create("docs")
+    beside = added(chat, base, tmp_path, "new.txt", CONTRACT)
+    chat.library.open(base).work()
+    *_, reply = chat.send(conversation, "What is the rent?", base, threading.Event(), [beside])
+    assert [source["name"] for source in reply.sources] == ["new.txt"]

@@ -8,9 +8,9 @@ import pytest
 from chatapp import checkpoints, shelf
 from chatapp.folders import NAME, Folders
 from chatapp.hardware import Machine
+from chatapp.sentences import Sentence
 from chatapp.settings import parse
 from chatapp.shelf import Shelf
-from chatapp.texts import Sentence
 from models import CheckpointError
 from tests.tiny import LLAMA, save_folder
 

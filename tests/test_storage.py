@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from chatapp.checkpoints import EMBEDDER, MODEL
+from chatapp.downloads import Downloads, Job
 from chatapp.engine import Engine, Source, Status, Warm
+from chatapp.hubs import Hub, Repository
 from chatapp.library import Library
+from chatapp.sentences import Sentence
 from chatapp.settings import parse
 from chatapp.shelf import Shelf
 from chatapp.storage import Item, Storage
-from chatapp.texts import Sentence
 from tests.fakes import HashEmbeddings, scripted
 from tests.tiny import CHATGLM, LLAMA, build, save_folder, write_gguf, write_lora
 
@@ -28,13 +30,14 @@ class Disk:
         self.shelf = Shelf(settings, {"HF_HUB_CACHE": str(self.cache), "MODELSCOPE_CACHE": str(folder / "none")})
         self.engine = Engine(lambda path, **options: scripted(), warm=Warm(self.data / "warm", 0))
         self.library = Library(self.data / "kb", HashEmbeddings)
-        self.storage = Storage(settings, self.shelf, self.engine, self.library)
+        self.downloads = Downloads(self.data)
+        self.storage = Storage(settings, self.shelf, self.engine, self.library, self.downloads)
 
     def items(self, kind: str) -> dict[str, Item]:
         return {item.name: item for item in self.storage.report().items if item.kind == kind}
 
     def delete(self, kind: str, name: str = "") -> Item:
-        return self.storage.delete(self.items(kind)[name].number)
+        return self.storage.delete(self.items(kind)[name].id)
 
     def load(self, path: Path, adapter: Path | None = None) -> None:
         self.engine.load(Source(path.name, path, adapter=adapter))
@@ -76,7 +79,9 @@ def test_everything_is_shown_with_its_size(disk: Disk) -> None:
     disk.cached("THUDM/chatglm-6b", CHATGLM)
     disk.put(disk.data / "quantized" / "chatglm-6b-int4-0123456789ab" / "model.safetensors", 700)
     disk.put(disk.data / "warm" / "abc.kv", 300)
-    disk.put(disk.data / "checkpoints" / ".downloads" / "half" / "part", 200)
+    disk.put(disk.own / ".downloads" / "123" / "part", 200)
+    repository = Repository(Hub("huggingface", "https://hub.example"), "a/half", "main", ())
+    disk.downloads._jobs = {id: Job(id, repository, "a/half", "folder") for id in ("123", "done")}
     disk.put(disk.data / "conversations.db", 1000)
     disk.put(disk.data / "conversations.db-wal", 24)
     disk.put(disk.own / EMBEDDER.name / "modules.json", 50)
@@ -95,7 +100,7 @@ def test_everything_is_shown_with_its_size(disk: Disk) -> None:
         ("base", "合同", False, ""),
         ("conversations", "", False, ""),
         ("warm", "", True, ""),
-        ("download", "half", False, ""),
+        ("download", "a/half", False, ""),
     ]
     sizes = {(item.kind, item.name): item.size for item in report.items}
     assert sizes["tier", "chatglm-6b · INT4"] == 700 and sizes["conversations", ""] == 1024
@@ -103,7 +108,7 @@ def test_everything_is_shown_with_its_size(disk: Disk) -> None:
     assert report.total == sum(sizes.values()) and report.free > 0
     theirs = sizes["checkpoint", "THUDM/chatglm-6b"] + sizes["checkpoint", "theirs"]
     assert report.ours == report.total - theirs
-    assert len({item.number for item in report.items}) == len(report.items)
+    assert len({item.id for item in report.items}) == len(report.items)
 
 
 def test_a_file_counts_once_however_many_links_lead_to_it(disk: Disk) -> None:
@@ -249,7 +254,7 @@ def test_nothing_is_deleted_under_work(
 
 def test_what_is_gone_or_can_not_be_deleted_is_a_sentence(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     save_folder(disk.own / "tiny", LLAMA)
-    number = disk.items("checkpoint")["tiny"].number
+    id = disk.items("checkpoint")["tiny"].id
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -257,11 +262,11 @@ def test_what_is_gone_or_can_not_be_deleted_is_a_sentence(disk: Disk, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         with pytest.raises(Sentence, match="could not be deleted .Permission denied."):
-            disk.storage.delete(number)
+            disk.storage.delete(id)
     assert (disk.own / "tiny" / "config.json").is_file()
-    disk.storage.delete(number)
+    disk.storage.delete(id)
     with pytest.raises(Sentence, match="not there any more"):
-        disk.storage.delete(number)
+        disk.storage.delete(id)
 
 
 def test_an_interrupted_deletion_leaves_no_checkpoint_and_goes_with_the_next(

@@ -64,6 +64,15 @@ def test_json_gives_everything_back_under_another_id(store: Store, kept: Convers
     assert len(store.search("违约")) == 2
 
 
+def test_several_knowledge_bases_come_back(store: Store) -> None:
+    id = store.create(Preferences(knowledge_base=["租约", "garage", "租约"])).id
+    reply = StoredMessage("assistant", "1,200", sources=({**SOURCE, "base": "garage"},))
+    store.add(id, StoredMessage("user", "?"), reply)
+    made = import_file(store, to_json(store.conversation(id), store.tree(id)).encode())
+    assert made.preferences.knowledge_base == ["租约", "garage"]
+    assert shape(store.tree(made.id)) == shape(store.tree(id))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(title=TEXTS, messages=MESSAGES)
 def test_any_text_comes_back_from_either(store: Store, title: str, messages: list[tuple[str, str, bool]]) -> None:

@@ -8,6 +8,7 @@ from typing import get_args
 import gradio as gr
 import pytest
 
+from chatapp.checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
 from chatapp.ledger import Entry, Ledger, LeftOut
@@ -16,7 +17,7 @@ from chatapp.session import Beside, Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
 from chatapp.store import Hit, Store, StoredMessage
-from chatapp.texts import CATALOGUE
+from chatapp.texts import CATALOGUE, say
 from chatapp.tree import Node, Tree
 from chatapp.ui import budget, page, render, shelf
 from chatapp.ui.model import Model
@@ -44,6 +45,7 @@ ATTACKS = [
 OWN_TAGS = {"p", "br", "b", "ul", "ol", "li", "small", "span", "article", "header", "details", "summary", "progress"}
 OWN_TAGS |= {"i", "table", "tr", "th", "td"}
 OWN_ATTRIBUTES = {"class", "tabindex", "value", "max", "style", "scope", "aria-hidden"}
+BETTER = ("a", [("href", "#q-models-0")])  #: the link that opens the sheet of the models
 
 
 class Checked(HTMLParser):
@@ -56,6 +58,8 @@ class Checked(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if (tag, attributes) == BETTER:
+            return
         assert tag in OWN_TAGS and {name for name, _ in attributes} <= OWN_ATTRIBUTES
         self.seen += "\n" if tag == "br" else ""
 
@@ -425,6 +429,20 @@ def test_every_state_of_the_engine_has_its_words(language: str) -> None:
     ready = render.engine_state(Status("ready", "m"), Fetching(), (), False, language)
     small = render.engine_state(Status("ready", "m"), Fetching(), (), True, language)
     assert len({fetching, loading, empty, ready, small}) == 5 and "m" in Checked(ready).seen
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_follows_a_fetch_is_said(language: str) -> None:
+    model = render.engine_state(Status("empty"), Fetching(DEFAULT_MODEL, 1, 2), (), False, language)
+    embedder = render.engine_state(Status("ready", "m"), Fetching(DEFAULT_EMBEDDER, 1, 2), (), True, language)
+    assert say(language, "fetching_model_then") in Checked(model).seen
+    assert say(language, "fetching_embedder_then") in Checked(embedder).seen
+    assert "<progress" in embedder and "m" in Checked(embedder).seen  # that one can chat meanwhile is not hidden
+
+
+def test_what_could_not_be_fetched_leaves_ways_on() -> None:
+    failed = render.engine_state(Status("empty"), Fetching(failure="No network."), (), False, "en")
+    assert "No network." in failed and say("en", "ways_on") in failed and 'href="#q-models-0"' in failed
 
 
 # Quotes

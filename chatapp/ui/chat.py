@@ -145,7 +145,7 @@ class Turns(Section):
         try:
             yield from self._act(event.do, event.message, conversation, asking(base), request)
         except TreeError as error:  # the page showed what another window has changed
-            warn(error)
+            warn(error, self.language(request))
             yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
 
     def show(self, event: gr.EventData, conversation: str | None, request: gr.Request) -> Any:
@@ -154,7 +154,7 @@ class Turns(Section):
         try:
             stored = self._chat.store.tree(conversation or "")[event.message].message
         except TreeError as error:
-            warn(error)
+            warn(error, self.language(request))
             return gr.skip()
         if event.do not in evidence.PLACES or not event.more:
             return render.sources_pane(stored.sources, language, event.message)
@@ -202,7 +202,7 @@ class Turns(Section):
             id = next((file.id for file in files if number_of(file) == number), "")
             file = still_there(files, id)
         except (LibraryError, FetchError, KnowledgeBaseError, DigestError) as error:
-            warn(error)
+            warn(error, self.language(request))
             yield NOTHING
             return
         text = say(language, "summarise_asked", name=file.name)
@@ -249,6 +249,9 @@ class Turns(Section):
                 messages, pane, line = kept
                 pane = gr.skip() if reply.sources and reply.sources == sources else pane
                 yield (messages, pane, line, gr.skip(), conversations, idle(), gr.skip(), *beside)
+            for other in self._desk.went(request):  # what was on its way then may have come after it
+                tree = self._chat.store.tree(other) if other else Tree()
+                yield *render.conversation(tree, language), *NOTHING[3:]
         finally:
             cancel.set()
 

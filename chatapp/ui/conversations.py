@@ -96,7 +96,7 @@ class Conversations(Section):
         `chosen` is a conversation, or one with a message that was searched for ("id/message"), whose branch is shown
         then. A reply that streams elsewhere is stopped.
         """
-        self._desk.leave(request)
+        self._desk.go((chosen or "").partition("/")[0] or None, request)
         conversation, _, message = (chosen or "").partition("/")
         if message and int(message) not in {node.id for node in self._chat.store.tree(conversation).path}:
             with suppress(TreeError):  # it may have been removed since
@@ -146,7 +146,7 @@ class Conversations(Section):
         try:
             conversation = transfer.import_file(self._chat.store, path.read_bytes()).id
         except (transfer.TransferError, StoreError, OSError) as error:
-            warn(error)
+            warn(error, self.language(request))
             return *(gr.skip(),) * 12, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)

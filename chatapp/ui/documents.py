@@ -17,11 +17,12 @@ from knowledge.documents import READERS
 from ..checkpoints import FetchError
 from ..library import Batch, LibraryError
 from ..preferences import Asked, names_of
+from ..sentences import localised
 from ..session import Beside
 from ..texts import say
 from . import shelf
 from .escaping import escape
-from .section import QUIET, Kept, Label, Parts, Section, hint, joined, only, warn
+from .section import QUIET, Kept, Label, Parts, Section, hint, joined, only, told, warn
 from .shelf import Shelf
 
 #: They run once, in one scope with the `trigger` of the list of files.
@@ -44,11 +45,12 @@ def layout(label: Label) -> Parts:
     files.preprocess = _uploaded
     target = gr.HTML(elem_id="target")
     ingesting = gr.HTML(elem_id="ingesting")
-    outcomes = gr.HTML(elem_id="outcomes")
+    arrivals = gr.HTML(elem_id="arrivals")
     filter = gr.Textbox(
         label=label("filter"),
         show_label=False,
         placeholder=label("filter"),
+        interactive=True,
         max_lines=1,
         visible=False,
         elem_id="filter",
@@ -63,7 +65,7 @@ def layout(label: Label) -> Parts:
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
         )
     with gr.Accordion(label("base_manage"), open=False, visible=False, elem_id="base-section") as manage:
-        rename = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="base-name")
+        rename = gr.Textbox(label=label("base_name"), info=label("title_info"), max_lines=1, elem_id="base-name")
         doomed = gr.Textbox(label=label("base_delete"), max_lines=1, elem_id="base-doomed")
         delete = gr.Button(label("base_delete"), size="sm", variant="stop", elem_id="base-delete")
     return {
@@ -71,7 +73,7 @@ def layout(label: Label) -> Parts:
         "files": files,
         "target": target,
         "ingesting": ingesting,
-        "outcomes": outcomes,
+        "arrivals": arrivals,
         "filter": filter,
         "documents": documents,
         "halt": halt,
@@ -95,12 +97,12 @@ def composer(label: Label) -> Parts:
 def connect(parts: Parts, documents: Documents) -> None:
     seen = only(parts, "base", "beside")
     watched, managed = only(parts, *WATCHED), only(parts, *MANAGED)
-    everything = only(parts, "base", *WATCHED, "outcomes")
+    everything = only(parts, "base", *WATCHED, "arrivals")
     parts["watch"].tick(documents.watch_base, seen, watched, **QUIET)
     parts["halt"].click(documents.halt, seen, watched, queue=False)
     parts["password"].submit(documents.unlock, [parts["password"], *seen], watched, **QUIET)
     parts["base"].change(documents.choose, [*seen, parts["kept"]], [parts["kept"], *watched, *managed], **QUIET)
-    parts["documents"].click(documents.act, seen, [*watched, parts["outcomes"]], concurrency_limit=None, **QUIET)
+    parts["documents"].click(documents.act, seen, [*watched, parts["arrivals"]], concurrency_limit=None, **QUIET)
     made = only(parts, "base", "new_base", "kept")
     parts["new_base"].submit(documents.new_base, only(parts, "new_base", "kept"), made, **QUIET)
     parts["rename"].submit(documents.rename, only(parts, "rename", "base"), only(parts, "base", *MANAGED), **QUIET)
@@ -137,7 +139,9 @@ class Documents(Section):
     def unlock(self, password: str, base: list[str], beside: list[Beside], request: gr.Request) -> tuple[Any, ...]:
         """Tries a password on the files that need one: WATCHED."""
         if password:
-            self._trying(*(lambda name=name: self._chat.library.unlock(name, password) for name in base))
+            self._trying(
+                self.language(request), *(lambda name=name: self._chat.library.unlock(name, password) for name in base)
+            )
         shown = dict(zip(WATCHED, self.watch_base(base, beside, request), strict=True))
         return tuple({**shown, "password": {**shown["password"], "value": ""}}.values())
 
@@ -150,7 +154,7 @@ class Documents(Section):
                 for name in base:
                     library.resume(name)
 
-        self._trying(turn)
+        self._trying(self.language(request), turn)
         return self.watch_base(base, beside, request)
 
     def act(self, event: gr.EventData, base: list[str], beside: list[Beside], request: gr.Request) -> tuple[Any, ...]:
@@ -158,20 +162,20 @@ class Documents(Section):
         language, library = self.language(request), self._chat.library
         match event.do:
             case "again":
-                self._trying(lambda: library.read_again(event.base, event.file))
+                self._trying(self.language(request), lambda: library.read_again(event.base, event.file))
             case "remove":
-                self._trying(lambda: library.open(event.base).remove_document(event.file))
+                self._trying(self.language(request), lambda: library.open(event.base).remove_document(event.file))
                 self._forget()
             case "skipped":
                 gr.Info(say(language, "folder_skipped", count=int(event.count)), duration=12)
         return *self.watch_base(base, beside, request), "" if event.do == "remove" else gr.skip()
 
-    def new_base(self, name: str, kept: Kept) -> tuple[Any, ...]:
+    def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """Makes a knowledge base, which is asked from now on: base, the name's box, kept."""
         try:
             base = self._chat.library.create(name)
         except LibraryError as error:
-            warn(error)
+            warn(error, self.language(request))
             return gr.skip(), gr.skip(), kept
         return self._bases([base]), "", {**kept, "base": [base]}
 
@@ -181,7 +185,7 @@ class Documents(Section):
         try:
             renamed = [*known[:-1], self._chat.library.rename(known[-1], name)]
         except FAILURES as error:
-            warn(error)
+            warn(error, self.language(request))
             renamed = known
         return self._bases(renamed), *self._managed(renamed, self.language(request))
 
@@ -191,7 +195,7 @@ class Documents(Section):
         if not known or typed.strip() != known[-1]:
             gr.Warning(say(self.language(request), "base_delete_typed", name=escape(known[-1] if known else "")))
             return gr.skip(), gr.skip()
-        self._trying(lambda: self._chat.library.remove(known[-1]))
+        self._trying(self.language(request), lambda: self._chat.library.remove(known[-1]))
         self._forget()
         return self._bases(known[:-1]), ""
 
@@ -213,7 +217,7 @@ class Documents(Section):
         asked, taken = self._taken(files, base, language, hurry=True)
         for outcome in taken:
             if isinstance(outcome, Ingested) and outcome.state == "failed":
-                gr.Warning(escape(outcome.reason or outcome.name), duration=None)
+                gr.Warning(escape(localised(outcome.reason or outcome.name, language)), duration=None)
         known = {each.id for each in beside}
         added = [Beside(asked[-1], id, file.name) for file in taken if (id := _id_of(file)) and id not in known]
         shown = self._looked_at(asked, [*beside, *added], language)
@@ -234,19 +238,19 @@ class Documents(Section):
         try:
             return asked, self._chat.library.add(asked[-1], [(Path(path), name) for path, name in files or ()], hurry)
         except FAILURES as error:
-            warn(error)
+            warn(error, language)
             return asked, []
         finally:
             for path, _ in files or ():  # the knowledge base has its own copy
                 Path(path).unlink(missing_ok=True)
 
-    def _trying(self, *work: Any) -> None:
+    def _trying(self, language: str, *work: Any) -> None:
         """Does each of these, and says what went wrong."""
         for each in work:
             try:
                 each()
             except FAILURES as error:
-                warn(error)
+                warn(error, language)
 
     def _forget(self) -> None:
         """What was removed must not stay in what the model has read; behind, since that waits for a running reply."""
@@ -272,7 +276,8 @@ class Documents(Section):
         return into, gr.update(visible=bool(known)), name, gr.update(value="", label=label)
 
     def _shelves(self, known: Sequence[str]) -> list[Shelf]:
-        return [Shelf(name, self._chat.library.open(name).status().files) for name in known]
+        """The one into which files go comes first."""
+        return [Shelf(name, self._chat.library.open(name).status().files) for name in reversed(known)]
 
     def _looked_at(self, known: Sequence[str], beside: Sequence[Beside], language: str) -> tuple[Any, ...]:
         """WATCHED: the button says Stop while files are not finished, then Carry on if some were stopped; the box for a
@@ -283,7 +288,7 @@ class Documents(Section):
             batches = [self._chat.library.batch(name) for name in known]
             listing = shelf.listing(shelves, language)
         except FAILURES as error:
-            shelves, listing = [], hint(f"⚠ {escape(str(error))}")
+            shelves, listing = [], hint(f"⚠ {told(error, language)}")
         files = [file for each in shelves for file in each.files]
         states = {file.state for file in files}
         unfinished = not states.isdisjoint(UNFINISHED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,13 +17,11 @@ from ..texts import say
 from ..words import in_chinese
 from . import model, offers
 from .escaping import escape
-from .section import QUIET, Desk, Label, Parts, Section, hint, only
+from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only, told, warn
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 #: What a token may help against.
 FOR_A_TOKEN = ("hub_gated", "hub_missing", "hub_not_granted", "hub_token_wrong", "hub_token_odd", "hub_token_plain")
-
-PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 
 TO_THE_LIST = "() => document.getElementById('downloads').scrollIntoView({ block: 'center' })"
 
@@ -81,7 +78,10 @@ def layout(label: Label) -> Parts:
 
 def left(label: Label) -> Parts:
     """Below the model: the way on where the first model could not be fetched."""
-    return {"again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again")}
+    return {
+        "again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again"),
+        "fetching_timer": gr.Timer(1, active=False),  # ticks while the start is at work
+    }
 
 
 def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
@@ -105,10 +105,11 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     parts["downloads"].click(downloads.load, None, loaded, **QUIET)
     parts["downloads_timer"].tick(downloads.show, None, listed, **QUIET)
     parts["text"].submit(downloads.notice, only(parts, "text"), None, concurrency_limit=None, **QUIET)
-    failing = only(parts, "again")
-    page.load(downloads.failing, None, failing, **QUIET)
-    parts["timer"].tick(downloads.failing, None, failing, **QUIET)
-    parts["again"].click(downloads.again, None, [*failing, parts["timer"]], **QUIET)
+    fetching = only(parts, "again", "fetching_timer")
+    page.load(downloads.fetching, None, fetching, **QUIET)
+    parts["timer"].tick(downloads.fetching, None, fetching, **QUIET)
+    parts["fetching_timer"].tick(downloads.watch, None, [*only(parts, "state"), *fetching], **QUIET)
+    parts["again"].click(downloads.again, None, [*fetching, parts["timer"]], **QUIET)
 
 
 #: What `DownloadsTab.open` fills.
@@ -168,9 +169,8 @@ class DownloadsTab(Section):
                 token = self._downloads.tokens.get(hub.address)
                 found = look_up(client, hub, id, machine, folder, revision, token)
         except (HubError, OSError) as error:
-            said = error.said(language) if isinstance(error, HubError) else str(error)
             section = gr.update(open=True) if getattr(error, "key", "") in FOR_A_TOKEN else gr.skip()
-            yield None, hint(f"⚠ {escape(said)}"), *nothing, section, gr.skip()
+            yield None, hint(f"⚠ {told(error, language)}"), *nothing, section, gr.skip()
             return
         shown, accept, begin = self.choose(found, found.best, request)
         several = gr.update(choices=offers.choices(found), value=found.best, visible=len(found.choices) > 1)
@@ -197,7 +197,7 @@ class DownloadsTab(Section):
             hub.headers(token.strip())
             self._downloads.tokens.put(hub.address, token.strip(), keep)
         except (HubError, OSError) as error:
-            gr.Warning(escape(error.said(language) if isinstance(error, HubError) else str(error)))
+            warn(error, language)
             return gr.skip(), gr.skip()
         if not token.strip():
             gr.Info(say(language, "token_forgotten", host=escape(hub.host)))
@@ -230,8 +230,7 @@ class DownloadsTab(Section):
             wanted = offer.repository.only(chosen.files)
             self._downloads.add(wanted, chosen.name, chosen.form, choice.copy, choice.tier)
         except (HubError, OSError) as error:
-            said = error.said(language) if isinstance(error, HubError) else str(error)
-            gr.Warning(escape(said), duration=None)
+            warn(error, language)
             return (*(gr.skip(),) * 5, *self.show(request))
         return (None, "", *(gr.update(visible=False),) * 3, *self.show(request))
 
@@ -252,8 +251,7 @@ class DownloadsTab(Section):
             if do is not None:
                 do(str(event.id))
         except (HubError, OSError) as error:
-            said = error.said(self.language(request)) if isinstance(error, HubError) else str(error)
-            gr.Warning(escape(said), duration=None)
+            warn(error, self.language(request))
         return self.show(request)
 
     def load(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -276,12 +274,16 @@ class DownloadsTab(Section):
         found = self._recommender.recommendations(self._startup.machine(), "zh")
         said = say("zh", "notice_chinese", name=found[0].name) if found else say("zh", "notice_chinese_none")
         link = f' <a href="#q-models-0">{say("zh", "better_model")}</a>' if found else ""
-        gr.Info(said + link, duration=None)
+        gr.Info(said + link, duration=None, title=say("zh", "notice"))
 
-    def failing(self) -> Any:
-        """The button that tries again, where the first model could not be fetched."""
-        return gr.update(visible=bool(self._startup.fetching.failure))
+    def fetching(self) -> tuple[Any, gr.Timer]:
+        """The button that tries again, where something could not be fetched; and the timer, while something is."""
+        return gr.update(visible=bool(self._startup.fetching.failure)), gr.Timer(active=self._startup.at_work)
 
-    def again(self) -> tuple[Any, Any]:
+    def watch(self, request: gr.Request) -> tuple[Any, ...]:
+        """The state of the model, below which the second one is fetched, and the same."""
+        return self._model.state(request), *self.fetching()
+
+    def again(self) -> tuple[Any, ...]:
         self._startup.again()
-        return gr.update(visible=False), gr.Timer(active=True)
+        return gr.update(visible=False), gr.Timer(active=True), gr.Timer(active=True)

@@ -24,6 +24,7 @@ from ..preferences import names_of
 from ..store import StoredMessage
 from ..texts import say
 from .escaping import escape
+from .section import told
 
 #: What is said of a sentence's problem, by its kind.
 PROBLEMS = {"number": "problem_number", "name": "problem_name", "negation": "problem_negation"}
@@ -164,7 +165,7 @@ def panel(stored: StoredMessage, view: View, library: Library, language: str) ->
     except PasswordError:
         body = f'<p class="hint">⚠ {say(language, "evidence_locked")}</p>'
     except (DocumentError, LookupError, ValueError, OSError) as error:  # removed since, or damaged
-        reason = escape(str(error)) if isinstance(error, DocumentError) else say(language, "evidence_gone")
+        reason = told(error, language) if isinstance(error, DocumentError) else say(language, "evidence_gone")
         body = f'<p class="hint">⚠ {reason}</p>'
     whole = f"{head}{body}{_excerpt(place)}"
     return f'<section class="evidence" aria-label="{say(language, "evidence")}">{whole}</section>'

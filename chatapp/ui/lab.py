@@ -17,7 +17,7 @@ from ..preferences import MOST_PASSAGES, Asked, Followups, Retrieving
 from ..texts import say
 from .escaping import escape
 from .render import flowing, place
-from .section import QUIET, Label, Parts, Section, hint, only
+from .section import QUIET, Label, Parts, Section, hint, only, told
 
 #: What the ways of answering.Mode, of ranking.METHODS and of preferences.Followups are called.
 MODES = {"documents": "mode_documents", "chat": "mode_chat", "auto": "mode_auto"}
@@ -81,7 +81,7 @@ class Lab(Section):
         try:
             return results(question, self._chat.library.ask(base).rank(question), how, language)
         except (LibraryError, KnowledgeBaseError, FetchError) as error:
-            return hint(f"⚠ {escape(str(error))}")
+            return hint(f"⚠ {told(error, language)}")
 
     def prefer_retrieval(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..settings import TIERS
 from ..texts import say
 from . import memory, render
 from .escaping import escape
-from .section import QUIET, Label, Parts, Section, only, warn
+from .section import QUIET, Desk, Label, Parts, Section, only, warn
 
 ALL = "*"  #: every family
 
@@ -34,6 +35,9 @@ BUTTONS = {"ready": "unload", "unloaded": "load", "failed": "load"}
 #: Seconds between two looks at the engine in the states in which something may happen by itself: what is unloaded is
 #: loaded by a message, also by another window's.
 TICKS = {"empty": 1, "loading": 1, "unloaded": 3}
+
+#: Seconds in which the same choice is the same event.
+TWICE = 1.0
 
 
 def layout(label: Label) -> Parts:
@@ -82,6 +86,10 @@ OPENED = (*MODEL, "state", "load", "unload", "timer")
 
 
 class Model(Section):
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._tried = ("", "", 0.0)  #: which choice failed last, and when
+
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED."""
         return *self._models(self.language(request)), *self._shown(request), self._timer()
@@ -125,18 +133,26 @@ class Model(Section):
         """Loads a checkpoint of the list, or what was pasted as a path: OPENED. Another tier of the loaded one keeps
         its adapter. After Unload nothing is loaded yet, but the plan is shown."""
         pasted = (chosen or "").strip().strip('"')
-        if not pasted:  # the box was emptied
+        if not pasted or self._is_done(pasted, tier):  # the box was emptied, or left as it was
             yield (*self._models(self.language(request)), *self._shown(request), gr.skip())
             return
         name, source = self._chosen(chosen, pasted, tier)
         if self._chat.engine.waiting is None:
             yield from self._load(source, name, request)
+            self._tried = (pasted, tier, time.monotonic())
             return
         try:
             self._chat.engine.put_by(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
+
+    def _is_done(self, chosen: str, tier: str) -> bool:
+        """Whether a choice is what is loaded, or has just failed: a dropdown tells of each twice, when it is made and
+        when the box is left, and the second time waits until the first is over."""
+        source, (name, asked, at) = self._chat.engine.source, self._tried
+        loaded = source is not None and (source.name, source.asked_tier) == (chosen, tier)
+        return loaded or ((name, asked) == (chosen, tier) and time.monotonic() - at < TWICE)
 
     def load(self, chosen: str | None, tier: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Loads what is chosen, or what was unloaded: OPENED."""
@@ -160,9 +176,9 @@ class Model(Section):
 
     def _chosen(self, chosen: str, pasted: str, tier: str) -> tuple[str, Callable[[], Source]]:
         """A checkpoint of the list or a pasted path: its name, and what makes its plan."""
-        known = {found.name: found.path for found in self._found()}
-        path = known.get(chosen) or Path(os.path.expanduser(pasted))
-        name = chosen if chosen in known else checkpoints.name_of(path)
+        path = Path(os.path.expanduser(pasted))
+        known = next((found for found in self._found() if chosen == found.name or path == found.path), None)
+        path, name = (known.path, known.name) if known else (path, checkpoints.name_of(path))
         current = self._chat.engine.source or self._chat.engine.waiting
         adapter = current.adapter if current and current.path == path else None
         return name, lambda: self._startup.source(path, name, tier or "auto", adapter)
@@ -180,27 +196,26 @@ class Model(Section):
         try:
             self._chat.engine.load(source())
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         yield self.open(request)
 
     def choose_family(self, family: str, request: gr.Request) -> Any:
         """Shows the checkpoints of one family, or all; the loaded one stays chosen where it is among them."""
-        found = [found for found in self._found() if family in (ALL, found.family)]
-        loaded = self._chat.engine.status.name
-        chosen = loaded if any(each.name == loaded for each in found) else None
-        return gr.update(choices=self._choices(found, self.language(request), measured=True), value=chosen)
+        shown, loaded = self.measure(family, request)[1], self._chat.engine.status.name
+        return {**shown, "value": loaded if any(name == loaded for _, name in shown["choices"]) else None}
 
-    def measure(self, request: gr.Request) -> tuple[Any, Any]:
-        """Family and model, with how each checkpoint would run: reading what that takes may last a moment."""
+    def measure(self, family: str, request: gr.Request) -> tuple[Any, Any]:
+        """Families, and the checkpoints of one, or all, with how each would run: reading that may last a moment."""
         language, found = self.language(request), self._found()
-        return self._families(found, language), gr.update(choices=self._choices(found, language, measured=True))
+        shown = [each for each in found if family in (ALL, each.family)]
+        return self._families(found, language), gr.update(choices=self._choices(shown, language, measured=True))
 
     def choose_format(self, name: str, request: gr.Request) -> tuple[Any, str]:
         """Makes the model talk in another chat format; if it can't, the former stays: format, state."""
         try:
             self._chat.engine.use_chat_format(name or None)
         except EngineError as error:
-            warn(error)
+            warn(error, self.language(request))
         return self._formats(self.language(request)), self.state(request)
 
     def _models(self, language: str) -> tuple[Any, Any, Any, Any, Any]:

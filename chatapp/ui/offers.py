@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..checkpoints import FAMILIES
-from ..downloads import Job, Progress
 from ..hubs import RemoteFile
+from ..jobs import RUNNING, Job, Progress
 from ..offers import Choice, Offer
-from ..planner import Plan, explain
+from ..planner import explain
 from ..recommend import Recommendation
 from ..texts import say
 from .escaping import escape
@@ -26,11 +26,6 @@ DOING = {
 }
 
 
-def sentence(plan: Plan, language: str) -> str:
-    """The planner's words on a plan."""
-    return explain(plan, language)
-
-
 def recommended(found: Sequence[Recommendation], language: str) -> str:
     """A card for each, with a button that looks it up."""
     if not found:
@@ -41,10 +36,10 @@ def recommended(found: Sequence[Recommendation], language: str) -> str:
 def _recommended(found: Recommendation, language: str) -> str:
     facts = [size(found.size), str(found.plan.tier).upper(), say(language, SPEEDS[found.speed])]
     terms = [escape(found.licence)] + ([say(language, "gated_short")] if found.gated else [])
-    button = _button("get", found.checkpoint, say(language, "recommended_get"), f"{found.name}")
+    got = button("get", found.checkpoint, say(language, "recommended_get"), f"{found.name}")
     lines = (" · ".join(facts), say(language, "licence_short", name=", ".join(terms)))
     shown = "".join(f"<p>{line}</p>" for line in lines)
-    return f"<li><h3>{escape(found.name)}</h3>{shown}{button}</li>"
+    return f"<li><h3>{escape(found.name)}</h3>{shown}{got}</li>"
 
 
 def offer(found: Offer, chosen: int, free: int, language: str) -> str:
@@ -67,7 +62,7 @@ def _facts(found: Offer, choice: Choice, free: int, language: str) -> Iterator[t
     yield say(language, "offer_download"), say(language, "offer_size", size=total, count=count)
     yield say(language, "offer_disk"), _disk(choice, free, language)
     if choice.plan is not None:
-        yield say(language, "offer_here"), escape(sentence(choice.plan, language))
+        yield say(language, "offer_here"), escape(explain(choice.plan, language))
     yield say(language, "offer_licence"), _licence(found, language)
     yield say(language, "offer_revision"), f"<code>{escape(found.repository.revision[:12])}</code>"
 
@@ -125,8 +120,7 @@ def _listed(found: Progress, language: str) -> str:
         doing.pop("verify", None)
     asked = say(language, "download_sure", name=job.target) if job.state != "done" and found.done else ""
     buttons = "".join(
-        _button(do, job.id, say(language, key), job.target, asked if do == "delete" else "")
-        for do, key in doing.items()
+        button(do, job.id, say(language, key), job.target, asked if do == "delete" else "") for do, key in doing.items()
     )
     bar = "" if job.state in ("done", "failed") else _bar(found)
     return (
@@ -146,7 +140,7 @@ def _state(found: Progress, language: str) -> str:
     if found.failure is not None:
         return f"⚠ {escape(found.failure.said(language))}"
     if found.retry is not None:
-        again = say(language, "download_again", seconds=max(round(found.retry[0]), 0))
+        again = say(language, "download_again", seconds=round(found.retry[0]))
         return f"⚠ {escape(found.retry[1].said(language))} {again}"
     if job.state == "done":
         return _finished(found, language)
@@ -176,7 +170,7 @@ def left(seconds: float, language: str) -> str:
 
 def running(found: Sequence[Progress]) -> Job | None:
     """The download that is at work."""
-    return next((each.job for each in found if each.job.state in ("waiting", "downloading", "verifying")), None)
+    return next((each.job for each in found if each.job.state in RUNNING), None)
 
 
 def size(count: int) -> str:
@@ -191,7 +185,8 @@ def _parameters(count: int) -> str:
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
 
 
-def _button(do: str, id: str, text: str, name: str, asked: str = "") -> str:
+def button(do: str, id: str, text: str, name: str, asked: str = "") -> str:
+    """A button that scripts/pressed/pressed.js makes an event of, after asking whether that is meant."""
     confirm = f' data-sure="{escape(asked)}"' if asked else ""
     return (
         f'<button type="button" class="do {do}" data-do="{do}" data-id="{escape(id)}"{confirm} '

@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import CATALOGUE
+from ..texts import CATALOGUE, preferred
 from . import chat as centre
 from . import conversations, documents, downloads, lab, model, panes, storage, welcome
+from . import settings as settings_page
+from .document import Document, Look, add_document_routes
 from .section import QUIET, Desk, Kept, Label, Parts, joined, only
 from .sheet import sheet
 
@@ -29,10 +31,14 @@ def mount(settings: Settings, chat: Chat, startup: Startup) -> Callable[[FastAPI
     """A function that adds the page to an application."""
     desk = Desk(settings, chat, startup)
     translations = gr.I18n(**CATALOGUE)
-    label = translations if settings.lang == "auto" else CATALOGUE[settings.lang].__getitem__
+
+    def look(accept_language: str) -> Look:
+        return Look(desk.fixed_language or preferred(accept_language), chat.chosen.now.theme)
 
     def add(app: FastAPI) -> FastAPI:
-        page = build(desk, label)
+        add_document_routes(app, look)
+        app.add_middleware(Document, look=look)
+        page = build(desk, translations)
         # Gradio checks only in launched apps, and takes a mounted one for none, that a path which the browser names is
         # an upload of its own: without this any file of the user could be asked for.
         page.has_launched = True
@@ -125,26 +131,26 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 with gr.Tab(label("storage"), elem_id="storage-tab") as parts["storage_tab"]:
                     parts |= storage.layout(label)
         with sheet("settings", "settings", label) as settings_sheet:
-            pass
+            parts |= settings_page.layout(label)
         handlers = Page(desk)
         _connect(page, handlers, parts)
         filled = only(parts, *downloads.OPENED)
         models_sheet.connect(parts["models_open"], handlers.downloads.open, None, filled)
-        settings_sheet.connect(parts["settings_open"])
+        settings_page.connect(settings_sheet, parts, desk)
     return page
 
 
 def _connect(page: gr.Blocks, handlers: Page, parts: Parts) -> None:
     opened = page.load(handlers.open, only(parts, "kept"), only(parts, *OPENED), **QUIET)
-    opened.then(handlers.model.measure, None, only(parts, "family", "model"), **QUIET)
+    opened.then(handlers.model.measure, parts["family"], only(parts, "family", "model"), **QUIET)
     page.unload(handlers.chat.leave)
     conversations.connect(parts, handlers.conversations)
     model.connect(parts, handlers.model)
     documents.connect(parts, handlers.documents)
+    downloads.connect(page, parts, handlers.downloads)  # before the chat, which empties the input that it reads too
     centre.connect(parts, handlers.chat)
     lab.connect(parts, handlers.lab)
     welcome.connect(parts, handlers.welcome)
-    downloads.connect(page, parts, handlers.downloads)
     storage.connect(parts, handlers.storage, handlers.model)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ..checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from ..citing import Evidence
 from ..engine import Status
 from ..ledger import Ledger
+from ..sentences import localised
 from ..session import Reply
 from ..startup import Fetching
 from ..store import Hit, StoredMessage
@@ -23,6 +25,9 @@ TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
 SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 PARAGRAPH = re.compile(r"\n\s*\n")
+
+#: What comes after each of the embedded models has been fetched.
+FOLLOWS = {DEFAULT_MODEL: "fetching_model_then", DEFAULT_EMBEDDER: "fetching_embedder_then"}
 
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
@@ -155,11 +160,11 @@ def _stored_reply(message: StoredMessage, number: int | None, language: str) -> 
         text = say(language, "nothing_found")
     if not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
-    return assistant(_with_failure(text, message.failure), message.sources, language, beside, number)
+    return assistant(_with_failure(text, message.failure, language), message.sources, language, beside, number)
 
 
-def _with_failure(text: str, failure: str) -> str:
-    return f"{_closed(text)}\n\n⚠ {escape(failure)}".strip() if failure else text
+def _with_failure(text: str, failure: str, language: str) -> str:
+    return f"{_closed(text)}\n\n⚠ {escape(localised(failure, language))}".strip() if failure else text
 
 
 def reply_message(reply: Reply, language: str) -> dict[str, str]:
@@ -168,7 +173,7 @@ def reply_message(reply: Reply, language: str) -> dict[str, str]:
     text = text or ("" if reply.state in ("done", "stopped", "failed") else "…")
     if reply.nothing_found and not reply.text:
         text = say(language, "nothing_found")
-    text = _with_failure(text, reply.failure)
+    text = _with_failure(text, reply.failure, language)
     finished = reply.state in ("done", "stopped", "failed")
     shown = reply.sources if finished else ()
     return {"role": "assistant", "content": assistant(text, shown, language, reply.evidence, reply.number)}
@@ -285,32 +290,47 @@ def _notices(reply: Reply, language: str) -> list[str]:
     if reply.plan is None:
         return []
     short = [say(language, "budget_memory")] if reply.plan.ledger.short_of_memory else []
-    return [*short, escape(reply.plan.prompt.notice)] if reply.plan.prompt.notice else short
+    return [*short, escape(localised(reply.plan.prompt.notice, language))] if reply.plan.prompt.notice else short
 
 
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
-    """The state of the model under its dropdown."""
+    """The state of the model under its dropdown, below what is being fetched."""
     if fetching.total:
-        megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
-        return _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+        return _fetching(fetching, language) + _hints(_ready(status, language) if status.state == "ready" else [])
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":
-        shown = {"name": escape(status.writer), "tier": status.tier.upper()}
-        more = [say(language, "state_format", format=escape(status.chat_format)), escape(status.reason)]
+        summary, more = _ready(status, language)
         more += [f"{say(language, 'small_model')} {_better(language)}"] if embedded else []
         lines = [say(language, "base_model")] if status.base else []
-        lines += [f"⚠ {escape(warning)}" for warning in (*notes, fetching.failure) if warning]
-        summary = f"<summary>{say(language, 'state_ready', **shown)}</summary>"
-        return f"<details>{summary}{_hints(more)}</details>{_hints(lines)}"
+        lines += [f"⚠ {escape(localised(warning, language))}" for warning in (*notes, fetching.failure) if warning]
+        return f"<details><summary>{summary}</summary>{_hints(more)}</details>{_hints(lines)}"
     if status.state == "unloaded":
-        lines = [say(language, "state_unloaded", name=escape(status.name)), escape(status.reason)]
-        return _hints(lines)
+        return _hints(
+            [say(language, "state_unloaded", name=escape(status.name)), escape(localised(status.reason, language))]
+        )
     reason = status.message or fetching.failure
     if not reason:
-        return f'<p class="hint">{say(language, "state_empty")}</p>'
-    ways_on = f"{say(language, 'ways_on')} {_better(language)}"
-    return f'<p class="hint">⚠ {escape(reason)}</p><p class="hint">{ways_on}</p>'
+        return _hints([say(language, "state_empty")])
+    return _hints([f"⚠ {escape(localised(reason, language))}", f"{say(language, 'ways_on')} {_better(language)}"])
+
+
+def _ready(status: Status, language: str) -> tuple[str, list[str]]:
+    """What is loaded, and more about it."""
+    shown = {"name": escape(status.writer), "tier": status.tier.upper()}
+    more = [
+        say(language, "state_format", format=escape(status.chat_format)),
+        escape(localised(status.reason, language)),
+    ]
+    return say(language, "state_ready", **shown), more
+
+
+def _fetching(fetching: Fetching, language: str) -> str:
+    """What is being fetched, how much of it there is, and what comes then."""
+    megabytes = {"done": f"{fetching.done / 1e6:.0f}", "total": f"{fetching.total / 1e6:.0f}"}
+    bar = _bar(say(language, "fetching", name=fetching.name, **megabytes), fetching.done, fetching.total)
+    follows = FOLLOWS.get(fetching.name)
+    return bar + _hints([say(language, follows)] if follows else [])
 
 
 def _hints(lines: Sequence[str]) -> str:

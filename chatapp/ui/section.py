@@ -10,17 +10,22 @@ from typing import Any
 
 import gradio as gr
 
+from ..hubs import HubError
+from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import preferred
+from ..texts import preferred, say
 from .escaping import escape
 
-#: Gives a text of the catalogue, translated in the browser unless the language is fixed.
+#: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
 Label = Callable[[str], Any]
 
 #: A section's components by name.
 Parts = dict[str, Any]
+
+#: Makes events of the buttons in an HTML component of ours.
+PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 
 #: Gradio's sign of work in progress would lie over texts that are still to be read.
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
@@ -38,6 +43,7 @@ class Desk:
     chat: Chat
     startup: Startup
     cancels: dict[str, threading.Event] = field(default_factory=dict)
+    chosen: dict[str, str | None] = field(default_factory=dict)  #: the conversation that a session went to
 
     def language(self, request: gr.Request) -> str:
         return self.fixed_language or preferred(request.headers.get("accept-language", ""))
@@ -50,6 +56,7 @@ class Desk:
 
     def begin(self, request: gr.Request) -> threading.Event:
         """What stops the session's reply from now on."""
+        self.chosen.pop(request.session_hash or "", None)
         cancel = self.cancels[request.session_hash or ""] = threading.Event()
         return cancel
 
@@ -62,8 +69,19 @@ class Desk:
         if cancel := self.cancels.get(request.session_hash or ""):
             cancel.set()
 
+    def go(self, conversation: str | None, request: gr.Request) -> None:
+        """The session shows another conversation."""
+        self.leave(request)
+        self.chosen[request.session_hash or ""] = conversation
+
+    def went(self, request: gr.Request) -> list[str | None]:
+        """The conversation that the session has gone to and written nothing in since, if it has."""
+        session = request.session_hash or ""
+        return [self.chosen[session]] if session in self.chosen else []
+
     def leave(self, request: gr.Request) -> None:
-        """Nobody waits for the session's reply any more: the browser has gone, or shows another conversation."""
+        """Nobody waits for the session's reply any more."""
+        self.chosen.pop(request.session_hash or "", None)
         if cancel := self.cancels.pop(request.session_hash or "", None):
             cancel.set()
 
@@ -91,9 +109,24 @@ def hint(html: str) -> str:
     return f'<p class="hint">{html}</p>'
 
 
-def warn(error: Exception) -> None:
+def status(sentence: str) -> str:
+    """What was done, for all to see and to hear."""
+    return f'<p class="told" role="status">{sentence}</p>'
+
+
+def complain(error: Sentence, language: str) -> str:
+    """Why something was not done, in its place."""
+    return f'<p class="told bad" role="alert">{escape(error.said(language))}</p>'
+
+
+def told(error: Exception, language: str) -> str:
+    """An error's sentence in the language of the page, harmless as HTML."""
+    return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
+
+
+def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
-    gr.Warning(escape(str(error)), duration=None)
+    gr.Warning(told(error, language), duration=None, title=say(language, "notice"))
 
 
 def busy() -> Any:

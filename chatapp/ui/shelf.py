@@ -13,6 +13,7 @@ from knowledge import Ingested
 from knowledge.database import StoredDocument
 
 from ..library import Batch
+from ..sentences import localised
 from ..session import Beside
 from ..texts import say
 from .escaping import escape
@@ -61,7 +62,7 @@ def _row(base: str, file: StoredDocument, language: str) -> str:
     where = f"<small>{escape(folder)}/</small>" if folder else ""
     original = f"/documents/{quote(base, safe='')}/{file.id}/original"
     title = f'<a href="{original}" target="_blank" rel="noopener">{escape(name)}</a>' if file.chunks else escape(name)
-    reason = f'<small class="reason">⚠ {escape(file.reason)}</small>' if file.reason else ""
+    reason = f'<small class="reason">⚠ {escape(localised(file.reason, language))}</small>' if file.reason else ""
     names = {"data-base": base, "data-file": file.id}
     marks = " ".join(f'{key}="{escape(value)}"' for key, value in names.items())
     return (
@@ -131,7 +132,7 @@ def notes(outcomes: Iterable[Any], language: str) -> str:
 def _note(outcome: Ingested, language: str) -> str:
     if outcome.state == "known":
         return f'<li class="known">{say(language, "ingest_known", name=escape(outcome.name))}</li>'
-    return f'<li class="{outcome.state}">⚠ {escape(outcome.reason or outcome.name)}</li>'
+    return f'<li class="{outcome.state}">⚠ {escape(localised(outcome.reason or outcome.name, language))}</li>'
 
 
 def working(batches: Sequence[Batch], language: str) -> str:
@@ -174,7 +175,7 @@ def _chip(at: int, beside: Beside, file: StoredDocument | None, language: str) -
         if not file.chunks:
             about = say(language, STATES[file.state], done=0, total=0)
             bar = "" if file.state in ("failed", "cancelled") else "<progress></progress>"
-    reason = f' title="{escape(file.reason)}"' if file is not None and file.reason else ""
+    reason = f' title="{escape(localised(file.reason, language))}"' if file is not None and file.reason else ""
     hint = say(language, "chip_remove", name=name)
     return (
         f'<span class="chip {state}"{reason}><b>{name}</b><small>{about}</small>{bar}'

@@ -11,11 +11,13 @@ import gradio as gr
 
 from ..caches import ORIGINS
 from ..checkpoints import FAMILIES
-from ..storage import Item, Report, Storage, number_of
-from ..texts import Sentence, say
+from ..sentences import Sentence, localised
+from ..storage import Item, Report, Storage, id_of
+from ..texts import say
 from .escaping import escape
 from .model import Model
-from .section import QUIET, Desk, Label, Parts, Section, hint, only
+from .offers import button, size
+from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only
 
 #: The headings of kinds of items, and what their deletion means.
 HEADINGS = {
@@ -35,30 +37,24 @@ MEANING = {
     "warm": "storage_confirm_warm",
 }
 ABOUT = {"embedder": "storage_embedder_info", "download": "storage_download_info"}
-UNITS = ((10**9, "GB", 1), (10**6, "MB", 0), (10**3, "KB", 0))
-
-#: Buttons in what is shown here become events, with what their data say.
-PRESSED = """element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-do]");
-  if (button) trigger("click", { do: button.dataset.do, number: Number(button.dataset.number) });
-});"""
 
 #: What `Stored.open` fills: the total, folders, items, the box for a folder, and what became of the last wish.
-OPENED = ("storage_total", "storage_folders", "storage_items", "folder", "storage_note")
+OPENED = ("storage_total", "storage_folders", "storage_items", "look_in", "storage_note")
 
 
 def layout(label: Label) -> Parts:
+    pressed = PRESSED.read_text(encoding="utf-8")
     total = gr.HTML(elem_id="storage-total")
     with gr.Row(elem_id="folder-row"):
         folder = gr.Textbox(label=label("look_in"), info=label("look_in_info"), max_lines=1, scale=4, elem_id="folder")
         add = gr.Button(label("look_in_add"), size="sm", min_width=88, scale=0, elem_id="folder-add")
     note = gr.HTML(elem_id="storage-note")
-    folders = gr.HTML(js_on_load=PRESSED, elem_id="storage-folders")
-    items = gr.HTML(js_on_load=PRESSED, elem_id="storage-items")
+    folders = gr.HTML(js_on_load=pressed, elem_id="storage-folders")
+    items = gr.HTML(js_on_load=pressed, elem_id="storage-items")
     return {
         "storage_total": total,
-        "folder": folder,
-        "folder_add": add,
+        "look_in": folder,
+        "look_in_add": add,
         "storage_note": note,
         "storage_folders": folders,
         "storage_items": items,
@@ -67,22 +63,24 @@ def layout(label: Label) -> Parts:
 
 def connect(parts: Parts, stored: Stored, model: Model) -> None:
     shown, choices = only(parts, *OPENED), only(parts, "family", "model")
-    for event in (parts["folder"].submit, parts["folder_add"].click):
-        event(stored.add, only(parts, "folder"), shown, **QUIET).then(model.measure, None, choices, **QUIET)
+    for event in (parts["look_in"].submit, parts["look_in_add"].click):
+        event(stored.add, only(parts, "look_in"), shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
+    parts["models_open"].click(lambda: "", None, parts["storage_note"], queue=False, **QUIET)
     parts["storage_tab"].select(stored.open, None, shown, **QUIET)
     for name in ("storage_folders", "storage_items"):
-        parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, None, choices, **QUIET)
+        parts[name].click(stored.press, None, shown, **QUIET).then(model.measure, parts["family"], choices, **QUIET)
 
 
 class Stored(Section):
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
         self._shelf = desk.startup.shelf
-        self._storage = Storage(desk.settings, self._shelf, desk.chat.engine, desk.chat.library)
+        self._storage = Storage(desk.settings, self._shelf, desk.chat.engine, desk.chat.library, desk.startup.downloads)
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """OPENED, as it is now."""
-        return self._opened(self.language(request))
+        *shown, _, _ = self._opened(self.language(request))
+        return *shown, gr.skip(), gr.skip()  # sizes take a moment: somebody may have added a folder meanwhile
 
     def add(self, path: str, request: gr.Request) -> tuple[Any, ...]:
         """Looks for checkpoints in another folder from now on: OPENED."""
@@ -95,20 +93,20 @@ class Stored(Section):
         return self._opened(language, hint(say(language, "folder_added", path=escape(str(folder)), count=count)))
 
     def press(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """Does what a button says, with what its number stands for: OPENED."""
+        """Does what a button says, with what its id stands for: OPENED."""
         language = self.language(request)
         try:
             if event.do == "delete":
-                item = self._storage.delete(event.number)
+                item = self._storage.delete(str(event.id))
                 done = say(language, "storage_deleted", name=_name(item, language), size=size(item.size))
             else:
-                done = say(language, "folder_removed", path=escape(str(self._forget(event.number))))
+                done = say(language, "folder_removed", path=escape(str(self._forget(str(event.id)))))
         except Sentence as sentence:
             return self._opened(language, _refusal(sentence, language))
         return self._opened(language, hint(done))
 
-    def _forget(self, number: int) -> Path:
-        folder = next((each for each in self._shelf.added if number_of(str(each)) == number), None)
+    def _forget(self, id: str) -> Path:
+        folder = next((each for each in self._shelf.added if id_of(str(each)) == id), None)
         if folder is None:
             raise Sentence("storage_gone")
         self._shelf.remove(folder)
@@ -154,7 +152,7 @@ class Stored(Section):
         if item.partial:
             yield f"⚠ {say(language, 'storage_partial')}"
         elif item.lacks:
-            yield f"⚠ {say(language, 'storage_lacks', reason=escape(item.lacks))}"
+            yield f"⚠ {say(language, 'storage_lacks', reason=escape(localised(item.lacks, language)))}"
         if item.ours and self._storage.is_loaded(item):
             yield say(language, "storage_unload_first")
         if item.kind in ABOUT:
@@ -162,22 +160,16 @@ class Stored(Section):
 
 
 def _deletion(item: Item, language: str) -> str:
-    """A word that opens into a question and the button that answers it."""
+    """A button that asks whether that is meant."""
     key = "storage_confirm_embedded" if item.fetched_again else MEANING[item.kind]
-    sure = say(language, key, name=_name(item, language), size=size(item.size))
-    button = f'<button data-do="delete" data-number="{item.number}">{say(language, "storage_delete")}</button>'
-    title = say(language, "storage_delete_name", name=_name(item, language))
-    word = f'<summary aria-label="{title}">{say(language, "delete")}</summary>'
-    return f"<details>{word}<p>{sure} {button}</p></details>"
+    name = item.name or say(language, HEADINGS[item.kind])
+    return button("delete", item.id, say(language, "delete"), name, say(language, key, name=name, size=size(item.size)))
 
 
 def _folder(folder: Path, language: str) -> str:
     gone = "" if folder.is_dir() else f"<small>⚠ {say(language, 'folder_gone')}</small>"
-    path, number = escape(str(folder)), number_of(str(folder))
-    title = say(language, "folder_remove_name", path=path)
-    said = say(language, "folder_remove")
-    button = f'<button data-do="forget" data-number="{number}" aria-label="{title}">{said}</button>'
-    return f'<li><div class="what">{path}{gone}</div>{button}</li>'
+    remove = button("forget", id_of(str(folder)), say(language, "folder_remove"), str(folder))
+    return f'<li><div class="what">{escape(str(folder))}{gone}</div>{remove}</li>'
 
 
 def _name(item: Item, language: str) -> str:
@@ -186,11 +178,3 @@ def _name(item: Item, language: str) -> str:
 
 def _refusal(sentence: Sentence, language: str) -> str:
     return f'<p class="hint" role="alert">⚠ {escape(sentence.said(language))}</p>'
-
-
-def size(nbytes: int) -> str:
-    """Bytes as disks are sold: "3.9 GB", "98 MB"."""
-    for unit, name, digits in UNITS:
-        if nbytes >= unit:
-            return f"{nbytes / unit:,.{digits}f} {name}"
-    return f"{nbytes} B"

@@ -51,7 +51,8 @@ LISTED = """window.interactive = painted(() => document.querySelector("#text tex
 
 #: Opens the conversation; seconds until its last message is painted.
 OPEN = """async (last) => {
-  const shown = painted(() => [...document.querySelectorAll("#messages .user.message")].at(-1)?.textContent.includes(last));
+  const asked = () => [...document.querySelectorAll("#messages .user.message")].at(-1);
+  const shown = painted(() => asked()?.textContent.includes(last));
   const began = performance.now();
   document.querySelector("#conversations label input").click();
   return ((await shown) - began) / 1000;

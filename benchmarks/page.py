@@ -51,8 +51,8 @@ LISTED = """window.interactive = painted(() => document.querySelector("#text tex
 
 #: Opens the conversation; seconds until its last message is painted.
 OPEN = """async (last) => {
-  const asked = () => [...document.querySelectorAll("#messages .user.message")].at(-1);
-  const shown = painted(() => asked()?.textContent.includes(last));
+  const said = () => [...document.querySelectorAll("#messages .user.message")].map((message) => message.textContent);
+  const shown = painted(() => said().some((text) => text.includes(last)));
   const began = performance.now();
   document.querySelector("#conversations label input").click();
   return ((await shown) - began) / 1000;
@@ -144,7 +144,7 @@ def app(data: Path) -> Iterator[str]:
         (own / "checkpoints").mkdir()
         (own / "checkpoints" / model.parent.name).symlink_to(model.parent.resolve())
         _converse(own / "conversations.db")
-        command = [sys.executable, "app.py", "--data", folder, "--port", "17870", "--context", "1024"]  # soon read
+        command = [sys.executable, "app.py", "--data", folder, "--port", "17870", "--context", "2048"]  # soon read
         with open(own / "log.txt", "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import re
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import FastAPI
@@ -38,6 +40,10 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
+
+
+#: A file with a hash of its content in its name.
+HASHED = re.compile(r"/assets/[\w.-]+-[\w-]{8,9}\.(js|css|woff2?|ttf)$")
 
 
 class ThisMachineOnly:
@@ -88,6 +94,21 @@ class UnhurriedEvents:
         return sending
 
 
+class KeptAssets:
+    """Lets browsers keep the files that the page is made of, about a hundred: their names change with their content."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.OK:
+                MutableHeaders(scope=message)["cache-control"] = "private, max-age=31536000, immutable"
+            await send(message)
+
+        await self._app(scope, receive, sending if HASHED.match(scope.get("path", "")) else send)
+
+
 def _with_policy(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -124,6 +145,7 @@ def build(chat: Chat, mount_page: Callable[[FastAPI], FastAPI]) -> FastAPI:
     add_page_routes(app, chat.library)
     app = mount_page(app)
     app.add_middleware(UnhurriedEvents)
+    app.add_middleware(KeptAssets)
     app.add_middleware(ThisMachineOnly)
     return app
 

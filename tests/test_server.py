@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fastapi import FastAPI, WebSocket
+from starlette.responses import PlainTextResponse
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -23,7 +24,11 @@ from tests.serving import serving
 
 
 def mount_page(app: FastAPI) -> FastAPI:
-    """Stands for the page: something that changes things, and a websocket."""
+    """Stands for the page: its files, something that changes things, and a websocket."""
+
+    @app.get("/assets/{name}")
+    def asset(name: str) -> PlainTextResponse:
+        return PlainTextResponse(name, status_code=404 if "gone" in name else 200)
 
     @app.post("/upload")
     def upload() -> dict[str, str]:
@@ -151,6 +156,16 @@ def test_a_foreign_host_may_not_open_a_websocket(port: int) -> None:
         with pytest.raises(InvalidStatus) as refused, connect("ws://example.com/live", sock=connection):
             pass
     assert refused.value.response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("index-DphvyggB.js", True), ("Index-DAx5Uzyn2.css", True), ("gone-DphvyggB.js", False), ("a.js", False)],
+)
+def test_browsers_keep_files_that_are_there_and_carry_a_hash(port: int, name: str, kept: bool) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", f"/assets/{name}")
+    assert ("immutable" in connection.getresponse().headers.get("cache-control", "")) == kept
 
 
 def test_the_page_may_load_from_here_only_and_not_be_framed(port: int) -> None:

@@ -170,6 +170,8 @@ class Turns(Section):
                 yield self._moved(chat.choose(conversation, message), language)
             case "undo":
                 yield self._moved(chat.undo(conversation), language)
+            case "earlier":
+                yield (render.branch(tree, language, message), *NOTHING[1:])
             case "edit":
                 text = gr.update(value=tree.editable(message).message.content)
                 yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message, *NOTHING[7:])
@@ -226,8 +228,10 @@ class Turns(Section):
     ) -> Iterator[tuple[Any, ...]]:
         """A reply as it grows behind what was said before and what is asked now; None: it has begun already. TURN."""
         language = self.language(request)
-        numbers = [node.id for node in before]
-        shown = render.messages([*(node.message for node in before), *(asked or ())], language, numbers)
+        recent = before[-render.RECENT :]
+        said = [*(node.message for node in recent), *(asked or ())]
+        shown = render.messages(said, language, [node.id for node in recent])
+        shown = [*render.earlier(len(before) - len(recent), language), *shown]
         cancel = self._desk.begin(request)
         first = gr.skip() if asked is None else shown
         yield first, gr.skip(), "", conversation, gr.skip(), busy(), None, *NOTHING[7:]

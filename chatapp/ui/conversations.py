@@ -75,10 +75,12 @@ class Conversations(Section):
         super().__init__(desk)
         self._documents = documents
 
-    def show(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """Messages, sources and progress line of a kept conversation."""
+    def show(self, conversation: str | None, request: gr.Request, message: str = "") -> tuple[Any, ...]:
+        """Messages, sources and progress line of a kept conversation, from `message` on if that is an early one."""
         tree = self._chat.store.tree(conversation) if conversation else Tree()
-        return render.conversation(tree, self.language(request))
+        ids = [str(node.id) for node in tree.path]
+        behind = len(ids) - ids.index(message) if message in ids else 0
+        return render.conversation(tree, self.language(request), count=max(behind, render.RECENT))
 
     def open(self, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
         """OPENED."""
@@ -105,7 +107,7 @@ class Conversations(Section):
         rows = {row.id: row.preferences.knowledge_base for row in self._chat.store.conversations()}
         kept["base"] = rows.get(conversation, kept.get("base"))
         language = self.language(request)
-        shown, beside = self.show(conversation, request), about(self._chat.store, conversation, language)
+        shown, beside = self.show(conversation, request, message), about(self._chat.store, conversation, language)
         return *shown, kept["conversation"], idle(), None, *beside, *self._documents.asked(kept["base"], language), kept
 
     def keep(self, conversation: str | None, kept: Kept) -> Kept:

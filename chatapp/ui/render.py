@@ -29,6 +29,9 @@ PARAGRAPH = re.compile(r"\n\s*\n")
 #: What comes after each of the embedded models has been fetched.
 FOLLOWS = {DEFAULT_MODEL: "fetching_model_then", DEFAULT_EMBEDDER: "fetching_embedder_then"}
 
+RECENT = 40  #: messages of a long conversation that are shown,
+MORE = 100  #: and how many more on demand
+
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
 #: States of a growing reply that have a text of their name.
@@ -73,21 +76,32 @@ def user(text: str) -> str:
     return SPACES.sub(lambda match: "&nbsp;" * len(match[0].expandtabs(4)), escape(text, TYPED))
 
 
-def branch(tree: Tree, language: str) -> list[dict[str, str]]:
-    """The branch that is shown, with what can be done below each message."""
-    path = tree.path
+def branch(tree: Tree, language: str, count: int = RECENT) -> list[dict[str, str]]:
+    """The last `count` messages of the branch that is shown, with what can be done below each message."""
+    path = tree.path[-count:]
     shown = messages([node.message for node in path], language, [node.id for node in path])
     return [
-        {**message, "content": f"{_closed(message['content'])}\n\n{_actions(tree, node, language)}"}
-        for node, message in zip(path, shown, strict=True)
+        *earlier(len(tree.path) - len(path), language, count),
+        *(
+            {**message, "content": f"{_closed(message['content'])}\n\n{_actions(tree, node, language)}"}
+            for node, message in zip(path, shown, strict=True)
+        ),
     ]
 
 
-def conversation(tree: Tree, language: str, progress: str | None = None) -> tuple[list[dict[str, str]], str, str]:
+def earlier(hidden: int, language: str, count: int = RECENT) -> list[dict[str, str]]:
+    """What stands for messages that are not shown: the chat component draws all it has anew with each token."""
+    link = _action("earlier", count + MORE, say(language, "earlier", count=hidden))
+    return [{"role": "assistant", "content": f'<div class="earlier">{link}</div>'}] if hidden > 0 else []
+
+
+def conversation(
+    tree: Tree, language: str, progress: str | None = None, count: int = RECENT
+) -> tuple[list[dict[str, str]], str, str]:
     """The branch that is shown: messages, sources, and the line below, which `progress` may be instead."""
     sources = () if tree.leaf is None else tree[tree.leaf].message.sources
     line = undone(tree, language) + kept_budget(tree, language) if progress is None else progress
-    return branch(tree, language), sources_pane(sources, language, tree.leaf), line
+    return branch(tree, language, count), sources_pane(sources, language, tree.leaf), line
 
 
 def _actions(tree: Tree, node: Node, language: str) -> str:

@@ -38,6 +38,10 @@ SLOW_MACHINE = 120_000  # milliseconds: two busy cores read a thousand tokens in
 expect.set_options(timeout=SLOW_MACHINE)
 
 
+#: What Gradio says of requests that end because their page is left or loaded anew.
+BROKEN_OFF = ("AbortError", "Connection errored out")
+
+
 @dataclass
 class App:
     """A running app, and what its page did that it should not: requests to other machines, errors on the console."""
@@ -46,10 +50,14 @@ class App:
     data: Path
     complaints: list[str] = field(default_factory=list)
 
+    def _note(self, complaint: str) -> None:
+        if not any(words in complaint for words in BROKEN_OFF):
+            self.complaints.append(complaint)
+
     def watch(self, page: Page) -> Page:
         page.on("request", lambda request: self._check(request.url))
-        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self._note(message.text))
+        page.on("pageerror", lambda error: self._note(str(error)))
         return page
 
     def _check(self, url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from chatapp.answering import Question, answer, wording
 from chatapp.conversation import Plan, Turn, plan
 from chatapp.engine import Engine
-from knowledge import Findings, Passage
+from knowledge import Findings, Passage, Where
 from models import End, Read, shared
 from tests.fakes import IM_END, ByteTokenizer, ready_engine, scripted
 
@@ -81,7 +81,7 @@ def test_passages_that_went_with_a_former_window_are_told_again() -> None:
 class Documents:
     """A knowledge base that finds the same two passages for every question, and for a numbered one another."""
 
-    def find(self, question: str, count: int, method: str) -> Findings:
+    def find(self, question: str, count: int, where: Where, method: str) -> Findings:
         number = int("".join(filter(str.isdigit, question)) or 0)
         return Findings((passage(0), passage(1), *([passage(number)] if number else [])), True)
 

@@ -375,7 +375,7 @@ def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> No
     expect(first).to_contain_text("en_tracemonkey_two_column.pdf · page 2")
     expect(first).to_contain_text("sieve of Eratosthenes")
     page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 20")
-    stop_button(page).click()
+    stop_if_writing(page)
     wait_until_idle(page)
     cited = reply(page).locator("details.cited")
     expect(cited.locator("summary")).to_contain_text("en_tracemonkey_two_column.pdf · p. 2")
@@ -387,7 +387,7 @@ def test_documents_are_cited_with_their_page_in_both_languages(page: Page) -> No
     ask(page, "如何贡献 tool？")
     expect(page.locator("#sources .card").first).to_contain_text("zh_modelscope_qa.pdf · page 4")
     page.wait_for_function("document.querySelector('#messages .bot.message')?.innerText.length > 10")
-    stop_button(page).click()
+    stop_if_writing(page)
     wait_until_idle(page)
 
     reload(page)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from chatapp import checkpoints, overview
 from models import Footprint
 
 HERE = Path(__file__).parent
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+#: No sandbox: CI runs as root. The others keep Chromium's own services from calling out.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 #: The same examples in every run, however slow the machine is: what one run finds, the next one shows too.
 settings.register_profile("quatrain", deadline=None, derandomize=True)
@@ -51,3 +62,17 @@ def default_model(data_folder: Path) -> Path:
 def embedder_folder(data_folder: Path) -> Path:
     """The real multilingual-e5-small that the app starts with, fetched and converted on the first run."""
     return checkpoints.ensure_embedder(data_folder)
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield browser
+    browser.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,22 +16,13 @@ from pathlib import Path
 
 import gguf
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.memorise import checkpoint, one_thread
 from tests.tiny import LLAMA, save_folder
 
 ROOT = Path(__file__).parent.parent
 PDF = Path(__file__).parent / "data" / "pdf"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-#: No sandbox: CI runs as root. The others keep Chromium's own services from calling out.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SLOW_MACHINE = 120_000  # milliseconds: two busy cores read a thousand tokens in some seconds, but not always
 
 expect.set_options(timeout=SLOW_MACHINE)
@@ -108,20 +98,6 @@ def _answers(address: str) -> bool:
             return json.load(response)["model"]["state"] == "ready"
     except urllib.error.URLError:
         return False
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from chatapp.library import Library
 from chatapp.server import build
@@ -19,7 +19,7 @@ from chatapp.texts import say
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
-from tests.test_browser import CHROMIUM, FLAGS, App, ask, reply
+from tests.test_browser import App, ask, reply
 from tests.test_browser_evidence import POEMS, SUPPORTED
 
 REPLY = f"{SUPPORTED}\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | $x^2$ |\n"
@@ -41,20 +41,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         patch.setenv("GRADIO_TEMP_DIR", str(data / "uploads"))
         with serving(build(chat, mount(settings, chat, Startup(settings, engine)))) as port:
             yield App(f"http://127.0.0.1:{port}", data)
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(params=[f"{language}-{width}" for language in LOCALES for width in WIDTHS])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from chatapp.library import Library
 from chatapp.server import build
@@ -22,7 +22,7 @@ from chatapp.ui import mount
 from knowledge import ingest
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
-from tests.test_browser import CHROMIUM, FLAGS, App, ask, reload, reply
+from tests.test_browser import App, ask, reload, reply
 
 LANGUAGES = ["en", "zh"]
 LOCALES = {"en": "en-US", "zh": "zh-CN"}
@@ -50,15 +50,6 @@ class Place(App):
             (folder / f"{file}.txt").write_text(text, encoding="utf-8")
         self.library.open(self.library.create(name)).ingest(sorted(folder.iterdir()))
         return name
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from chatapp.checkpoints import DEFAULT_MODEL
 from chatapp.hardware import GIB, Machine
@@ -24,7 +24,7 @@ from chatapp.ui import mount
 from tests.fake_hub import FakeHub, Mischief, serving_hub
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 from tests.serving import closed_port, serving
-from tests.test_browser import CHROMIUM, FLAGS, App, ask
+from tests.test_browser import App, ask
 from tests.tiny import LLAMA, byte_level_tokenizer, save_folder
 
 ID = "maker/tiny-chat"
@@ -40,20 +40,6 @@ class Desk:
     hub: FakeHub
     startup: Startup
     contexts: list[BrowserContext] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from chatapp.library import Library
 from chatapp.server import build
@@ -18,8 +18,9 @@ from chatapp.startup import Startup
 from chatapp.store import Store
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.seats import SEATS, Seat
 from tests.serving import serving
-from tests.test_browser import CHROMIUM, FLAGS, App, ask, reply
+from tests.test_browser import App, ask, reply
 
 POEMS = Path(__file__).parent / "data" / "pdf" / "zh_poems.pdf"
 SUPPORTED = "忽然太行雪，昨夜飞入来。"
@@ -39,19 +40,25 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
         yield App(f"http://127.0.0.1:{port}", tmp_path)
 
 
+@pytest.fixture(params=SEATS)
+def seat(request: pytest.FixtureRequest) -> Seat:
+    return request.param
+
+
 @pytest.fixture
-def page(app: App) -> Iterator[Page]:
+def page(app: App, browser: Browser, seat: Seat) -> Iterator[Page]:
     """The page with the knowledge base chosen."""
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = app.watch(browser.new_context(locale="zh-CN", viewport={"width": 1440, "height": 900}).new_page())
-        page.goto(app.address)
-        expect(page.locator("#model input")).not_to_have_value("")
-        page.locator("#base").get_by_label("诗").check()
-        yield page
-        browser.close()
+    context = seat.context(browser)
+    page = app.watch(context.new_page())
+    page.goto(app.address)
+    expect(page.locator("#model input")).not_to_have_value("")
+    seat.reach(page, "left")
+    page.locator("#base").get_by_label("诗").check()
+    seat.leave(page)
+    yield page
     assert app.complaints == []
+    context.close()
+    app.complaints.clear()  # what was on its way to a page that closes is broken off, and Gradio says so
 
 
 def highlighted(page: Page) -> None:

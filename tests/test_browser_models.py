@@ -27,7 +27,7 @@ from models import CheckpointError, LoadedModel
 from tests.configs import CHECKPOINTS
 from tests.fakes import Gate, HashEmbeddings, scripted
 from tests.serving import serving
-from tests.test_browser import App, ask, browser, choose, playwright, reply, stop_button  # noqa: F401 - fixtures
+from tests.test_browser import App, ask, choose, reply, stop_button
 from tests.tiny import BLOOM, CHATGLM2, LLAMA, save_folder
 
 LOCALES = {"en": "en-US", "zh": "zh-CN"}
@@ -67,7 +67,7 @@ class Running:
 
 @pytest.fixture(params=["en", "zh"])
 def running(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from chatapp.choices import NAME, Chosen, Policy
 from chatapp.library import Library
@@ -21,18 +21,9 @@ from chatapp.store import Store
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 from tests.serving import serving
-from tests.test_browser import CHROMIUM, FLAGS, App, ask, reply, wait_until_idle
+from tests.test_browser import App, ask, reply, wait_until_idle
 
 Opening = Callable[..., AbstractContextManager[Page]]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "Chromium is not installed; CONTRIBUTING.md names the package"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager

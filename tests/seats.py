@@ -1,0 +1,60 @@
+"""Where one sits before the page: a language and a width of the window, for tests in a browser."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from chatapp.texts import say
+
+LOCALES = {"en": "en-US", "zh": "zh-CN"}
+SIZES = {"wide": (1440, 900), "middle": (1024, 768), "phone": (390, 844)}
+
+
+class Seat(NamedTuple):
+    """A user's language, "en" or "zh", and the size of the window, a name of SIZES."""
+
+    language: str
+    size: str
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the panes beside the chat are drawers."""
+        return self.size == "phone"
+
+    def says(self, key: str, **values: object) -> str:
+        """A text of the page in the user's language."""
+        return say(self.language, key, **values)
+
+    def context(self, browser: Browser, **options: object) -> BrowserContext:
+        """A browser that has never been here."""
+        width, height = SIZES[self.size]
+        viewport = {"width": width, "height": height}
+        return browser.new_context(**{"locale": LOCALES[self.language], "viewport": viewport, **options})
+
+    def reach(self, page: Page, pane: str) -> None:
+        """Makes a pane visible that folds or is a drawer: "left" or "right"."""
+        if page.evaluate("document.getElementById('panes').dataset.drawer") == pane:
+            return
+        self.leave(page)
+        button = page.locator(f"#top [data-drawer={pane}]" if self.narrow else f"#{pane} [data-fold={pane}]")
+        if self.narrow or button.get_attribute("aria-expanded") == "false":
+            button.click()
+        expect(page.locator(f"#{pane}")).to_be_in_viewport()
+
+    def leave(self, page: Page) -> None:
+        """Closes the drawer that is open, so that the chat can be reached."""
+        if self.narrow and page.evaluate("'drawer' in document.getElementById('panes').dataset"):
+            page.locator("#panes [data-fold]:focus, body").first.press("Escape")
+            expect(page.locator("#panes[data-drawer]")).to_have_count(0)
+
+
+def _seat(language: str, size: str, usual: bool):
+    return pytest.param(Seat(language, size), id=f"{language}-{size}", marks=() if usual else pytest.mark.slow)
+
+
+#: Both languages and all three widths; `-m slow` runs the seats that are not sat in each time.
+USUAL = {("en", "wide"), ("zh", "phone")}
+SEATS = [_seat(language, size, (language, size) in USUAL) for language in LOCALES for size in SIZES]

@@ -73,34 +73,38 @@ def highlighted(page: Page) -> None:
     assert pane["y"] <= box["y"] <= pane["y"] + pane["height"]
 
 
-def test_sources_and_quotes_open_their_pages(page: Page) -> None:
+def test_sources_and_quotes_open_their_pages(page: Page, seat: Seat) -> None:
     ask(page, "太行雪昨夜飞入来是谁写的？")
     expect(reply(page).locator(".acts")).to_be_visible()
     cards = page.locator("#sources .card a.place")
+    seat.reach(page, "right")
     count = cards.count()
     cards.first.click()
     highlighted(page)
-    expect(page.locator(".evidence header")).to_contain_text(f"来源 1 / {count}")
+    expect(page.locator(".evidence header")).to_contain_text(seat.says("source_of", at=1, count=count))
     page.locator(".evidence header .pager a").last.click()
-    expect(page.locator(".evidence header")).to_contain_text(f"来源 2 / {count}")
-    page.get_by_text("全部来源").click()
+    expect(page.locator(".evidence header")).to_contain_text(seat.says("source_of", at=2, count=count))
+    page.get_by_text(seat.says("evidence_close")).click()
     expect(cards).to_have_count(count)
 
     page.locator("#right [data-fold]").click()
     reply(page).locator(".quote a.place").first.press("Enter")
     highlighted(page)
-    expect(page.locator(".evidence header")).to_contain_text("原文 1 / ")
+    expect(page.locator(".evidence header")).to_contain_text(seat.says("quote_of", at=1, count=""))
 
 
-def test_the_nearest_passages_open_their_pages_where_the_documents_do_not_say(page: Page) -> None:
+def test_the_nearest_passages_open_their_pages_where_the_documents_do_not_say(page: Page, seat: Seat) -> None:
+    seat.reach(page, "right")
     page.locator("#lab > button").click()
     page.locator("#lab-threshold input[type=number]").fill("1")
     page.locator("#lab-threshold input[type=number]").press("Tab")
     page.locator("#lab-apply").click()
-    expect(page.locator("#lab-note")).to_contain_text("将按此方式检索")
+    expect(page.locator("#lab-note")).to_contain_text(seat.says("lab_applied"))
+    seat.leave(page)
     ask(page, "火车票的价格是多少？")
     expect(reply(page).locator(".acts")).to_be_visible()
-    expect(reply(page)).to_contain_text("文档中没有相关内容")
+    expect(reply(page)).to_contain_text(seat.says("nothing_found"))
+    seat.reach(page, "right")
     page.locator("#sources .card a.place").last.click()
     highlighted(page)
     page.reload()
@@ -109,7 +113,7 @@ def test_the_nearest_passages_open_their_pages_where_the_documents_do_not_say(pa
     highlighted(page)
 
 
-def test_a_number_opens_its_page_with_the_passage_highlighted(page: Page) -> None:
+def test_a_number_opens_its_page_with_the_passage_highlighted(page: Page, seat: Seat) -> None:
     ask(page, "太行雪昨夜飞入来是谁写的？")
     mark = reply(page).locator("a.mark")
     expect(mark).to_have_text("[1]")
@@ -128,11 +132,11 @@ def test_a_number_opens_its_page_with_the_passage_highlighted(page: Page) -> Non
     assert picture.bounding_box()["width"] > 1.4 * before
     panel.locator(".bar .pager a").last.click()
     expect(panel.locator("img")).to_have_attribute("src", re.compile(r"/pages/2\.png"))
-    panel.get_by_text("全部来源").click()
+    panel.get_by_text(seat.says("evidence_close")).click()
     expect(page.locator("#sources .card").first).to_be_visible()
 
     fold = page.locator("#right [data-fold]")
-    expect(fold).to_contain_text("收起或展开来源")
+    expect(fold).to_contain_text(seat.says("fold"))
     fold.press("Enter")
     expect(page.locator("#sources")).to_be_hidden()
 

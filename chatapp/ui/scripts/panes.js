@@ -82,3 +82,6 @@ document.addEventListener(
 );
 nameLandmarks();
 showPanes();
+const shown = new MutationObserver(showPanes); // Gradio writes them anew when it knows the language
+for (const holder of document.querySelectorAll("#fold, #brand, .section-head, .narrow-only"))
+  shown.observe(holder, { childList: true, subtree: true });

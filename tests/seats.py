@@ -36,7 +36,7 @@ class Seat(NamedTuple):
 
     def reach(self, page: Page, pane: str) -> None:
         """Makes a pane visible that folds or is a drawer: "left" or "right"."""
-        if page.evaluate("document.getElementById('panes').dataset.drawer") == pane:
+        if page.locator("#panes").get_attribute("data-drawer") == pane:
             return
         self.leave(page)
         button = page.locator(f"#top [data-drawer={pane}]" if self.narrow else f"#{pane} [data-fold={pane}]")
@@ -46,8 +46,8 @@ class Seat(NamedTuple):
 
     def leave(self, page: Page) -> None:
         """Closes the drawer that is open, so that the chat can be reached."""
-        if self.narrow and page.evaluate("'drawer' in document.getElementById('panes').dataset"):
-            page.locator("#panes [data-fold]:focus, body").first.press("Escape")
+        if self.narrow and page.locator("#panes").get_attribute("data-drawer"):
+            page.keyboard.press("Escape")
             expect(page.locator("#panes[data-drawer]")).to_have_count(0)
 
 

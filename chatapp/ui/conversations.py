@@ -57,8 +57,9 @@ def connect(parts: Parts, conversations: Conversations) -> None:
     chosen = only(parts, *CHOSEN, *ABOUT, "base", "documents", "kept")
     listed = [*chosen, parts["conversations"]]
     deleted = [*listed, *only(parts, "deleted", "restore")]
-    parts["new_chat"].click(conversations.new_chat, only(parts, "kept"), listed, **QUIET)
-    parts["conversations"].input(conversations.choose, only(parts, "conversations", "kept"), chosen, **QUIET)
+    parts["new_chat"].click(conversations.new_chat, only(parts, "kept", "editing"), listed, **QUIET)
+    went = only(parts, "conversations", "kept", "editing")
+    parts["conversations"].input(conversations.choose, went, chosen, **QUIET)
     parts["conversation"].change(conversations.keep, only(parts, "conversation", "kept"), only(parts, "kept"), **QUIET)
     # Not `input`: that is about keys, and Chinese comes from an input method, or is pasted.
     found = only(parts, "conversations")
@@ -88,15 +89,16 @@ class Conversations(Section):
         listing = listed(store, conversation, language)
         return *self.show(conversation, request), conversation, listing, *about(store, conversation, language)
 
-    def new_chat(self, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+    def new_chat(self, kept: Kept, editing: int | None, request: gr.Request) -> tuple[Any, ...]:
         """As `choose`, and conversations."""
-        return *self.choose(None, kept, request), listed(self._chat.store, None, self.language(request))
+        return *self.choose(None, kept, editing, request), listed(self._chat.store, None, self.language(request))
 
-    def choose(self, chosen: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
+    def choose(self, chosen: str | None, kept: Kept, editing: int | None, request: gr.Request) -> tuple[Any, ...]:
         """Messages, sources, progress line, conversation, input, editing, ABOUT, base, documents, kept.
 
         `chosen` is a conversation, or one with a message that was searched for ("id/message"), whose branch is shown
-        then. A reply that streams elsewhere is stopped.
+        then. A reply that streams elsewhere is stopped. What was typed stays in the input, unless it is an earlier
+        message that was being edited.
         """
         self._desk.go((chosen or "").partition("/")[0] or None, request)
         conversation, _, message = (chosen or "").partition("/")
@@ -108,7 +110,8 @@ class Conversations(Section):
         kept["base"] = rows.get(conversation, kept.get("base"))
         language = self.language(request)
         shown, beside = self.show(conversation, request, message), about(self._chat.store, conversation, language)
-        return *shown, kept["conversation"], idle(), None, *beside, *self._documents.asked(kept["base"], language), kept
+        text = idle() if editing is None else idle() | {"value": ""}
+        return *shown, kept["conversation"], text, None, *beside, *self._documents.asked(kept["base"], language), kept
 
     def keep(self, conversation: str | None, kept: Kept) -> Kept:
         return {**kept, "conversation": conversation}
@@ -133,13 +136,13 @@ class Conversations(Section):
         if conversation:
             self._chat.store.delete(conversation)
         back = gr.update(visible=bool(conversation))
-        return *self.new_chat(kept, request), conversation, back
+        return *self.new_chat(kept, None, request), conversation, back
 
     def restore(self, deleted: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """As `delete`, the other way round."""
         if deleted:
             self._chat.store.restore(deleted)
-        shown = self.choose(deleted, kept, request)
+        shown = self.choose(deleted, kept, None, request)
         return *shown, listed(self._chat.store, deleted, self.language(request)), None, gr.update(visible=False)
 
     def import_file(self, file: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -152,7 +155,7 @@ class Conversations(Section):
             return *(gr.skip(),) * 12, kept, gr.skip()
         finally:
             path.unlink(missing_ok=True)
-        shown = self.choose(conversation, kept, request)
+        shown = self.choose(conversation, kept, None, request)
         return *shown, listed(self._chat.store, conversation, self.language(request))
 
 

@@ -32,13 +32,15 @@ const unfold = (name, open = true) => {
   showPanes();
 };
 
-// A drawer takes the focus, the rest of the page waits, and what opened it gets the focus back.
+// A drawer takes the focus, the rest of the page waits, and what opened it gets the focus back. What is only about to
+// become visible can't take it, so that comes two frames later.
+const nextFrame = (then) => requestAnimationFrame(() => requestAnimationFrame(then));
 const draw = (name) => {
   if (root.dataset.drawer === name) return;
   drawnBy ??= document.activeElement;
   root.dataset.drawer = name;
   for (const pane of PANES) document.getElementById(pane).inert = pane !== name;
-  document.querySelector(`#${name} [data-fold="${name}"]`)?.focus();
+  nextFrame(() => root.dataset.drawer === name && document.querySelector(`#${name} [data-fold="${name}"]`)?.focus());
   showPanes();
 };
 const closeDrawer = () => {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
@@ -43,7 +44,9 @@ def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Where the embedded models are kept between test runs; QUATRAIN_TEST_CACHE moves it."""
-    return Path(os.environ.get("QUATRAIN_TEST_CACHE") or HERE / ".cache")
+    folder = Path(os.environ.get("QUATRAIN_TEST_CACHE") or HERE / ".cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +58,15 @@ def footprints() -> dict[str, Footprint]:
 @pytest.fixture(scope="session")
 def default_model(data_folder: Path) -> Path:
     """The real SmolLM2 that the app starts with, fetched on the first run."""
-    return checkpoints.ensure_default_model(data_folder)
+    with FileLock(data_folder / "default-model.lock"):  # tests run in several processes
+        return checkpoints.ensure_default_model(data_folder)
 
 
 @pytest.fixture(scope="session")
 def embedder_folder(data_folder: Path) -> Path:
     """The real multilingual-e5-small that the app starts with, fetched and converted on the first run."""
-    return checkpoints.ensure_embedder(data_folder)
+    with FileLock(data_folder / "embedder.lock"):
+        return checkpoints.ensure_embedder(data_folder)
 
 
 @pytest.fixture(scope="module")

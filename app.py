@@ -95,7 +95,7 @@ def run(settings: Settings, store: Store, stopping: threading.Event) -> int:
     engine = Engine(warm=warm, reading=policy.reading, window=policy.window)
     if store.gone:
         engine.forget()
-    startup = Startup(settings, engine)
+    startup = Startup(settings, engine, last=chosen.now.model)
     library = Library(settings.data / "kb", startup.embeddings)
     chat = Chat(engine, library, store, chosen)
     app = build(chat, mount(settings, chat, startup))

@@ -36,6 +36,18 @@ class Role(BaseModel):
     system: Text = Field(min_length=1)
 
 
+class LastModel(BaseModel):
+    """What was loaded on the page last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    path: Path
+    tier: str = "auto"
+    adapter: Path | None = None
+    chat_format: str | None = None
+
+
 class Choices(BaseModel):
     """What is None was not chosen. `defaults` are what new conversations begin with.
 
@@ -52,6 +64,7 @@ class Choices(BaseModel):
     reading: float | None = Field(None, ge=0, le=3600)
     defaults: Preferences = Preferences()
     roles: tuple[Role, ...] = ()
+    model: LastModel | None = None
 
 
 @dataclass(frozen=True)

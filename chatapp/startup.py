@@ -12,6 +12,7 @@ from knowledge.embedder import LocalEmbeddings
 from models import CheckpointError
 
 from . import checkpoints
+from .choices import LastModel
 from .downloads import Downloads
 from .engine import Engine, EngineError, Source
 from .hardware import Machine, detect
@@ -36,7 +37,8 @@ class Fetching:
 class Startup:
     """Runs in a thread of its own, once unless something could not be had; `fetching` is what the page shows meanwhile.
 
-    `downloads` are those that the user asked for; they have a thread of their own.
+    `downloads` are those that the user asked for; they have a thread of their own. `last` is loaded unless the settings
+    name a model, or it is not there any more.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Startup:
         engine: Engine,
         say: Callable[[str], None] = print,
         detect: Callable[[], Machine] = detect,
+        last: LastModel | None = None,
     ) -> None:
         self._settings = settings
         self._detect = detect
+        self._last = last
         self._engine = engine
         self._say = say
         self._lock = threading.Lock()
@@ -164,11 +168,24 @@ class Startup:
 
     def _load_model(self) -> None:
         """Loads the model asked for; one that fails to load is said. Raises FetchError if the default can't be had."""
-        path = self._settings.model or self._fetch(checkpoints.ensure_default_model)
-        adapter = self._settings.adapter and self._settings.adapter.resolve()
+        settings, last = self._settings, self._last
+        if settings.model is None and settings.adapter is None and last is not None and last.path.exists():
+            self._load_or_say(last.name, lambda: self._source_of(last))
+            return
+        path = settings.model or self._fetch(checkpoints.ensure_default_model)
+        adapter = settings.adapter and settings.adapter.resolve()
+        name = checkpoints.name_of(path)
+        self._load_or_say(name, lambda: self.source(path, name, adapter=adapter))
+
+    def _source_of(self, last: LastModel) -> Source:
+        """At the tier of then, unless the settings say one."""
+        tier = last.tier if self._settings.tier == "auto" else None
+        return replace(self.source(last.path, last.name, tier, last.adapter), chat_format=last.chat_format)
+
+    def _load_or_say(self, name: str, source: Callable[[], Source]) -> None:
         try:
-            self._engine.load(self.source(path, checkpoints.name_of(path), adapter=adapter))
-            self._say(f"{checkpoints.name_of(path)} is ready.")
+            self._engine.load(source())
+            self._say(f"{name} is ready.")
         except EngineError as error:
             self._fail(error)
 

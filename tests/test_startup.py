@@ -9,6 +9,7 @@ import pytest
 
 from chatapp import checkpoints, startup
 from chatapp.checkpoints import FetchError
+from chatapp.choices import LastModel
 from chatapp.engine import Engine, EngineError, Source
 from chatapp.hardware import Machine
 from chatapp.planner import Memory, Plan
@@ -125,6 +126,34 @@ def test_an_embedder_that_is_there_is_loaded_beside_the_model(
     monkeypatch.setattr(checkpoints, "has_embedder", lambda data: True)
     Startup(settings(tmp_path), engine_with(scripted()), lambda line: None).run()
     assert asked == ["embedder", "model"] and embeddings[0].asked == ["behind", "warm"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there", "loaded"),
+    [
+        ([], True, ("mine", "int4", "chatml")),
+        (["--tier", "int8"], True, ("mine", "int8", "chatml")),
+        (["--model", "other.gguf"], True, ("other", "auto", None)),
+        ([], False, ("m", "auto", None)),
+    ],
+)
+def test_the_last_model_is_loaded_unless_another_is_asked_for_or_it_has_gone(
+    tmp_path: Path,
+    fetch: Callable[..., list[str]],
+    arguments: list[str],
+    there: bool,
+    loaded: tuple[str, str, str | None],
+) -> None:
+    fetch()
+    path = tmp_path / "mine"
+    if there:
+        path.mkdir()
+    last = LastModel(name="mine", path=path, tier="int4", chat_format="chatml")
+    engine = engine_with(scripted())
+    begun = Startup(settings(tmp_path, *arguments), engine, print, last=last)
+    begun.run()
+    source = engine.source
+    assert (source.name, source.asked_tier, source.chat_format) == loaded
 
 
 def test_progress_is_said_at_each_tenth_and_once(

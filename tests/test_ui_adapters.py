@@ -101,6 +101,7 @@ def test_the_box_is_hidden_where_there_are_none(tmp_path: Path) -> None:
 def test_lora_is_switched_without_reading_the_base_again(app: App) -> None:
     plain = app.logits()
     assert app.choose("a")["value"] == "a"
+    assert app.chat.chosen.now.model.adapter == app.folder / "a"  # for the next start
     with_a = app.logits()
     assert app.choose("b")["value"] == "b" and app.engine.status.writer == "tiny + b"
     assert app.choose("a")["value"] == "a" and torch.equal(app.logits(), with_a) and not torch.equal(with_a, plain)

@@ -16,9 +16,11 @@ import models
 from .. import checkpoints
 from ..caches import ORIGINS
 from ..checkpoints import Found
+from ..choices import LastModel
 from ..engine import EngineError, Source
 from ..hardware import Machine
 from ..planner import Plan
+from ..sentences import Sentence
 from ..settings import TIERS
 from ..texts import say
 from . import memory, render
@@ -195,9 +197,23 @@ class Model(Section):
         yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(1, active=True))
         try:
             self._chat.engine.load(source())
-        except EngineError as error:
+            self._remember()
+        except (EngineError, Sentence) as error:
             warn(error, self.language(request))
         yield self.open(request)
+
+    def _remember(self) -> None:
+        """For the next start. Raises Sentence where the disk refuses it."""
+        loaded = self._chat.engine.source
+        if loaded is not None:
+            last = LastModel(
+                name=loaded.name,
+                path=loaded.path.absolute(),
+                tier=loaded.asked_tier,
+                adapter=loaded.adapter,
+                chat_format=loaded.chat_format,
+            )
+            self._chat.chosen.change(model=last)
 
     def choose_family(self, family: str, request: gr.Request) -> Any:
         """Shows the checkpoints of one family, or all; the loaded one stays chosen where it is among them."""
@@ -214,7 +230,8 @@ class Model(Section):
         """Makes the model talk in another chat format; if it can't, the former stays: format, state."""
         try:
             self._chat.engine.use_chat_format(name or None)
-        except EngineError as error:
+            self._remember()
+        except (EngineError, Sentence) as error:
             warn(error, self.language(request))
         return self._formats(self.language(request)), self.state(request)
 

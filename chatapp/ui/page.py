@@ -101,28 +101,32 @@ OPENED = (
 def build(desk: Desk, label: Label) -> gr.Blocks:
     """The page, with its events."""
     with gr.Blocks(title="Quatrain", analytics_enabled=False, fill_width=True) as page:
-        parts: Parts = {
-            "kept": gr.BrowserState({"conversation": None, "base": None}, storage_key="quatrain", secret="quatrain"),
-            "conversation": gr.State(None),
-            "editing": gr.State(None),
-        }
+        parts = Parts(
+            kept=gr.BrowserState({"conversation": None, "base": None}, storage_key="quatrain", secret="quatrain"),
+            conversation=gr.State(None),
+            editing=gr.State(None),
+        )
         with gr.Row(elem_id="panes", equal_height=True):
             with gr.Column(scale=2, min_width=240, elem_id="left"):
                 gr.HTML('<h1 id="left-title">Quatrain</h1>' + panes.fold("left", label("fold_left")), elem_id="brand")
                 parts |= conversations.layout(label)
                 with panes.card("model-card", label("model")):
-                    parts |= model.layout(label) | downloads.left(label)
+                    parts |= model.layout(label)
+                    parts |= downloads.left(label)
                 with panes.card("documents-card", label("documents")):
                     parts |= documents.layout(label)
                 with gr.Row(elem_id="foot"):
                     parts["settings_open"] = gr.Button(label("settings"), size="sm", elem_id="settings-open")
                     parts |= conversations.importer(label)
             with gr.Column(scale=6, min_width=320, elem_id="centre"):
-                parts |= panes.top_bar(label) | welcome.layout() | centre.layout(label)
+                parts |= panes.top_bar(label)
+                parts |= welcome.layout()
+                parts |= centre.layout(label)
             with gr.Column(scale=3, min_width=260, elem_id="right"):
                 gr.HTML(panes.fold("right", label("fold")), elem_id="fold")
                 gr.HTML(f'<h2 id="right-title">{label("sources")}</h2>', elem_classes="heading")
-                parts |= {"sources": gr.HTML(elem_id="sources"), **lab.layout(label)}
+                parts["sources"] = gr.HTML(elem_id="sources")
+                parts |= lab.layout(label)
         with sheet("models", "models", label) as models_sheet:
             parts["models_sheet"] = models_sheet.column
             with gr.Tabs(elem_id="models-tabs"):

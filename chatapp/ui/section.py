@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,17 @@ from .escaping import escape
 #: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
 Label = Callable[[str], Any]
 
-#: A section's components by name.
-Parts = dict[str, Any]
+
+class Parts(dict[str, Any]):
+    """Components by name, of a section or of the page, which has each name once."""
+
+    def __ior__(self, others: Mapping[str, Any]) -> Parts:
+        clashing = self.keys() & others.keys()
+        if clashing:
+            raise ValueError(f"Two sections have {', '.join(sorted(clashing))}.")
+        self.update(others)
+        return self
+
 
 #: Makes events of the buttons in an HTML component of ours.
 PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"

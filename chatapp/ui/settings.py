@@ -40,7 +40,7 @@ OPENED = (
 
 
 def layout(label: Label) -> Parts:
-    parts: Parts = {}
+    parts = Parts()
     with gr.Tabs(elem_id="settings-tabs"):
         with gr.Tab(label("set_general"), id="general"):
             parts |= _general(label)

@@ -22,7 +22,7 @@ from ..session import Beside
 from ..texts import say
 from . import shelf
 from .escaping import escape
-from .section import QUIET, Kept, Label, Parts, Section, hint, joined, only, told, warn
+from .section import QUIET, Kept, Label, Parts, Section, hint, inform, joined, only, told, warn
 from .shelf import Shelf
 
 #: They run once, in one scope with the `trigger` of the list of files.
@@ -167,7 +167,7 @@ class Documents(Section):
                 self._trying(self.language(request), lambda: library.open(event.base).remove_document(event.file))
                 self._forget()
             case "skipped":
-                gr.Info(say(language, "folder_skipped", count=int(event.count)), duration=12)
+                inform(say(language, "folder_skipped", count=int(event.count)), language, seconds=12)
         return *self.watch_base(base, beside, request), "" if event.do == "remove" else gr.skip()
 
     def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -193,7 +193,8 @@ class Documents(Section):
         """Removes the knowledge base into which files go, whose name has to be typed for it: base, the box."""
         known = self._known(base)
         if not known or typed.strip() != known[-1]:
-            gr.Warning(say(self.language(request), "base_delete_typed", name=escape(known[-1] if known else "")))
+            language = self.language(request)
+            inform(say(language, "base_delete_typed", name=escape(known[-1] if known else "")), language)
             return gr.skip(), gr.skip()
         self._trying(self.language(request), lambda: self._chat.library.remove(known[-1]))
         self._forget()
@@ -217,7 +218,7 @@ class Documents(Section):
         asked, taken = self._taken(files, base, language, hurry=True)
         for outcome in taken:
             if isinstance(outcome, Ingested) and outcome.state == "failed":
-                gr.Warning(escape(localised(outcome.reason or outcome.name, language)), duration=None)
+                inform(escape(localised(outcome.reason or outcome.name, language)), language, seconds=None)
         known = {each.id for each in beside}
         added = [Beside(asked[-1], id, file.name) for file in taken if (id := _id_of(file)) and id not in known]
         shown = self._looked_at(asked, [*beside, *added], language)

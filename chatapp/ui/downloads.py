@@ -17,7 +17,7 @@ from ..texts import say
 from ..words import in_chinese
 from . import model, offers
 from .escaping import escape
-from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, only, told, warn
+from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, inform, only, told, warn
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 #: What a token may help against.
@@ -200,9 +200,9 @@ class DownloadsTab(Section):
             warn(error, language)
             return gr.skip(), gr.skip()
         if not token.strip():
-            gr.Info(say(language, "token_forgotten", host=escape(hub.host)))
+            inform(say(language, "token_forgotten", host=escape(hub.host)), language)
         else:
-            gr.Info(say(language, "token_kept" if keep else "token_used", host=escape(hub.host)))
+            inform(say(language, "token_kept" if keep else "token_used", host=escape(hub.host)), language)
         return "", gr.skip()
 
     def choose(self, offer: Offer | None, variant: int, request: gr.Request) -> tuple[Any, Any, Any]:
@@ -274,7 +274,7 @@ class DownloadsTab(Section):
         found = self._recommender.recommendations(self._startup.machine(), "zh")
         said = say("zh", "notice_chinese", name=found[0].name) if found else say("zh", "notice_chinese_none")
         link = f' <a href="#q-models-0">{say("zh", "better_model")}</a>' if found else ""
-        gr.Info(said + link, duration=None, title=say("zh", "notice"))
+        inform(said + link, "zh", seconds=None)
 
     def fetching(self) -> tuple[Any, gr.Timer]:
         """The button that tries again, where something could not be fetched; and the timer, while something is."""

@@ -133,6 +133,11 @@ def told(error: Exception, language: str) -> str:
     return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
 
 
+def inform(html: str, language: str, seconds: float | None = 10) -> None:
+    """Shown for a while, or with None until it is closed."""
+    gr.Info(html, duration=seconds, title=say(language, "notice"))
+
+
 def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
     gr.Warning(told(error, language), duration=None, title=say(language, "notice"))

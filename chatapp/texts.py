@@ -35,7 +35,7 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "settings": "Settings",
         "close": "Close",
         "tier": "Precision",
-        "tier_auto": "Automatic",
+        "tier_auto": "Auto",
         "waits": "{name} is loaded when the running reply is over; Stop ends it now.",
         "load": "Load",
         "unload": "Unload",

@@ -453,7 +453,7 @@ def test_family_checkpoint_precision_and_format_are_chosen_on_the_page(page: Pag
     expect(page.locator("#state")).to_contain_text("续写")
     choose(page, "#format", "Llama-3-Instruct")
     expect(page.locator(".toast-body").last).to_contain_text("tokenizer lacks")
-    choose(page, "#tier", "Automatic")
+    choose(page, "#tier", "Auto")
     choose(page, "#family", "All families")
     choose(page, "#model", "SmolLM2-135M-Instruct.Q4_1")
     expect(page.locator("#state")).to_contain_text("SmolLM2-135M-Instruct.Q4_1 is ready at INT4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import pytest
@@ -36,17 +37,16 @@ class Seat(NamedTuple):
 
     def reach(self, page: Page, pane: str) -> None:
         """Makes a pane visible that folds or is a drawer: "left" or "right"."""
-        if page.evaluate("document.getElementById('panes').dataset.drawer") == pane:
-            return
-        self.leave(page)
         button = page.locator(f"#top [data-drawer={pane}]" if self.narrow else f"#{pane} [data-fold={pane}]")
-        if self.narrow or button.get_attribute("aria-expanded") == "false":
+        expect(button).to_have_attribute("aria-expanded", re.compile("true|false"))  # the page can be used
+        if button.get_attribute("aria-expanded") == "false":
+            self.leave(page)
             button.click()
         expect(page.locator(f"#{pane}")).to_be_in_viewport()
 
     def leave(self, page: Page) -> None:
         """Closes the drawer that is open, so that the chat can be reached."""
-        if self.narrow and page.evaluate("'drawer' in document.getElementById('panes').dataset"):
+        if self.narrow and page.locator("#panes").get_attribute("data-drawer"):
             page.locator("#panes [data-fold]:focus, body").first.press("Escape")
             expect(page.locator("#panes[data-drawer]")).to_have_count(0)
 

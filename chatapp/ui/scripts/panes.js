@@ -82,3 +82,6 @@ document.addEventListener(
 );
 nameLandmarks();
 showPanes();
+// Gradio draws what holds the buttons anew once it has their texts.
+for (const place of document.querySelectorAll("#brand, #fold, #top .narrow-only, .section-head"))
+  new MutationObserver(showPanes).observe(place, { childList: true, subtree: true });

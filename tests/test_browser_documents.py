@@ -1,4 +1,4 @@
-"""In a real browser, in both languages: files that are dropped on the input and asked about at once, folders, files
+"""In a real browser, at every seat: files that are dropped on the input and asked about at once, folders, files
 that are removed, read again or fail, several knowledge bases at once, and what can be done with one."""
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from chatapp.session import Chat
 from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
-from chatapp.texts import say
 from chatapp.ui import mount
 from knowledge import ingest
 from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, reload, reply
 
-LANGUAGES = ["en", "zh"]
-LOCALES = {"en": "en-US", "zh": "zh-CN"}
 FACTS = {
     "en": ("The rent is 1,200 francs a month, due on the first day.", "What is the rent?"),
     "zh": ("每月租金为一千二百法郎，每月一日支付。", "每月租金是多少？"),
@@ -65,18 +63,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         yield place
 
 
-def opened(place: Place, browser: Browser, language: str, width: int = 1440) -> Page:
+def opened(place: Place, browser: Browser, seat: Seat) -> Page:
     """The page, once it can be used."""
-    context = browser.new_context(locale=LOCALES[language], viewport={"width": width, "height": 900})
-    page = place.watch(context.new_page())
+    page = place.watch(seat.context(browser).new_page())
     page.goto(place.address)
     expect(page.locator("#target")).not_to_be_empty()
     return page
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def closed(page: Page, place: Place) -> None:
@@ -84,7 +76,9 @@ def closed(page: Page, place: Place) -> None:
     assert place.complaints == []
 
 
-def tick(page: Page, *names: str) -> None:
+def tick(page: Page, seat: Seat, *names: str) -> None:
+    """Chooses knowledge bases, and leaves them in view."""
+    seat.reach(page, "left")
     for name in names:
         page.locator("#base").get_by_label(name).check()
 
@@ -106,14 +100,35 @@ def drop(page: Page, target: str, *paths: Path) -> None:
             expect(page.locator(".dropping")).to_be_visible()  # else the browser may take the drop for refused
 
 
-def card(page: Page, number: int = 0) -> Locator:
-    return page.locator("#sources .card").nth(number)
+def sources(page: Page, seat: Seat, *names: str) -> None:
+    """Reads that an answer comes from one passage of each of these, in any order, and goes back to the chat."""
+    cards = page.locator("#sources .card")
+    expect(cards).to_have_count(len(names))
+    seat.reach(page, "right")
+    for name in names:
+        expect(cards.filter(has_text=name)).to_be_visible()
+    seat.leave(page)
+
+
+def answered(page: Page, seat: Seat, question: str) -> None:
+    """Asks, and waits for the whole answer with its citations."""
+    seat.leave(page)
+    ask(page, question)
+    expect(reply(page).locator("a.mark").first).to_be_visible()
+    expect(reply(page).locator(".acts")).to_be_visible()
+
+
+def cited(page: Page, seat: Seat) -> None:
+    """Opens the answer's first citation."""
+    seat.leave(page)
+    reply(page).locator("a.mark").first.click()
+    expect(page.locator(".evidence")).to_be_in_viewport()
 
 
 def test_a_file_dropped_on_the_input_is_asked_about_at_once(
-    place: Place, browser: Browser, language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, browser: Browser, seat: Seat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, question = FACTS[language]
+    text, question = FACTS[seat.language]
     name = place.base("docs", other=text.replace("1,200", "900").replace("一千二百", "九百"))
     (tmp_path / "rent 租金.txt").write_text(text, encoding="utf-8")
     reading, parse_file = threading.Event(), ingest.parse
@@ -123,19 +138,22 @@ def test_a_file_dropped_on_the_input_is_asked_about_at_once(
         return parse_file(*arguments)
 
     monkeypatch.setattr(ingest, "parse", slowly)
-    page = opened(place, browser, language)
-    tick(page, name)
+    page = opened(place, browser, seat)
+    tick(page, seat, name)
     expect(row(page, "other.txt")).to_be_visible()
+    seat.leave(page)
     drop(page, "#text", tmp_path / "rent 租金.txt")
     ask(page, question)  # the file may still be on its way
-    expect(page.locator("#progress")).to_contain_text(say(language, "opening", name="rent 租金.txt"))
+    expect(page.locator("#progress")).to_contain_text(seat.says("opening", name="rent 租金.txt"))
+    seat.reach(page, "left")
+    expect(row(page, "rent 租金.txt")).to_be_visible()
     expect(row(page, "rent 租金.txt")).to_have_class("reading")
+    seat.leave(page)
     expect(page.locator("#messages .user .beside")).to_have_text("rent 租金.txt")
     expect(page.locator("#chips .chip")).to_have_count(0)
     reading.set()
-    expect(card(page)).to_contain_text("rent 租金.txt")
-    expect(page.locator("#sources .card")).to_have_count(1)  # it says, so the other one was not asked
-    expect(reply(page).locator(".quote")).to_contain_text("1,200" if language == "en" else "一千二百")
+    sources(page, seat, "rent 租金.txt")  # it says, so the other one was not asked
+    expect(reply(page).locator(".quote")).to_contain_text("1,200" if seat.language == "en" else "一千二百")
     expect(row(page, "rent 租金.txt")).to_have_class("done")
     reload(page)
     expect(page.locator("#messages .user .beside")).to_have_text("rent 租金.txt")
@@ -144,31 +162,32 @@ def test_a_file_dropped_on_the_input_is_asked_about_at_once(
 
 
 def test_the_first_file_makes_a_base_and_can_be_taken_from_the_question(
-    place: Place, browser: Browser, language: str, tmp_path: Path
+    place: Place, browser: Browser, seat: Seat, tmp_path: Path
 ) -> None:
-    text, question = FACTS[language]
+    text, question = FACTS[seat.language]
     for name in ("one.txt", "two.txt"):
         (tmp_path / name).write_text(f"{name}: {text}", encoding="utf-8")
-    page = opened(place, browser, language)
+    page = opened(place, browser, seat)
     with page.expect_file_chooser() as chooser:
         page.locator("#attach").click()
     chooser.value.set_files([tmp_path / "one.txt", tmp_path / "two.txt"])
     chips = page.locator("#chips .chip")
     expect(chips).to_have_count(2)
-    expect(chips.first).to_contain_text(say(language, "chip_ready"))
-    base = say(language, "base_default")
+    expect(chips.first).to_contain_text(seat.says("chip_ready"))
+    base = seat.says("base_default")
+    seat.reach(page, "left")
     expect(page.locator("#base").get_by_label(base)).to_be_checked()
-    page.get_by_label(say(language, "chip_remove", name="two.txt")).click()
+    seat.leave(page)
+    page.get_by_label(seat.says("chip_remove", name="two.txt")).click()
     expect(chips).to_have_count(1)
     ask(page, question)
-    expect(card(page)).to_contain_text("one.txt")
-    expect(page.locator("#sources .card")).to_have_count(1)
+    sources(page, seat, "one.txt")
     assert [document.name for document in place.library.open(base).documents()] == ["one.txt", "two.txt"]
     closed(page, place)
 
 
-def test_a_picture_that_is_pasted_says_that_it_can_not_be_read(place: Place, browser: Browser) -> None:
-    page = opened(place, browser, "en")
+def test_a_picture_that_is_pasted_says_that_it_can_not_be_read(place: Place, browser: Browser, seat: Seat) -> None:
+    page = opened(place, browser, seat)
     page.locator("#text textarea").focus()
     page.evaluate(
         """() => {
@@ -180,12 +199,13 @@ def test_a_picture_that_is_pasted_says_that_it_can_not_be_read(place: Place, bro
     )
     expect(page.locator("#chips .chip.failed")).to_contain_text("photo.jpg")
     ask(page, "What is in the photo?")
-    expect(reply(page)).to_contain_text("is not of a kind that can be read")
+    kinds = {"en": "is not of a kind that can be read", "zh": "的类型不受支持"}
+    expect(reply(page)).to_contain_text(kinds[seat.language])
     closed(page, place)
 
 
 def test_a_folder_keeps_the_names_inside_it_and_counts_what_it_leaves_out(
-    place: Place, browser: Browser, language: str, tmp_path: Path
+    place: Place, browser: Browser, seat: Seat, tmp_path: Path
 ) -> None:
     folder = tmp_path / "租约 lease"
     for path, text in {
@@ -199,13 +219,14 @@ def test_a_folder_keeps_the_names_inside_it_and_counts_what_it_leaves_out(
         (folder / path).write_text(text, encoding="utf-8")
     (tmp_path / "alone.txt").write_text("Alone.", encoding="utf-8")
     names = ["alone.txt", "租约 lease/2024/notes.txt", "租约 lease/notes.txt"]
-    left_out = say(language, "folder_skipped", count=3)
+    left_out = seat.says("folder_skipped", count=3)
 
-    page = opened(place, browser, language)
+    page = opened(place, browser, seat)
+    seat.reach(page, "left")
     drop(page, "#files", folder, tmp_path / "alone.txt")
     expect(page.locator("#documents li.done")).to_have_count(3)
     expect(page.locator(".toast-body")).to_contain_text(left_out)
-    base = place.library.open(say(language, "base_default"))
+    base = place.library.open(seat.says("base_default"))
     assert sorted(document.name for document in base.documents()) == names
 
     page.locator(".toast-close").click()
@@ -219,58 +240,56 @@ def test_a_folder_keeps_the_names_inside_it_and_counts_what_it_leaves_out(
 
 
 def test_what_is_removed_is_neither_found_nor_quoted(
-    place: Place, browser: Browser, language: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, browser: Browser, seat: Seat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, question = FACTS[language]
+    text, question = FACTS[seat.language]
     base = place.library.open(place.base("docs", rent=text, cat="The cat sleeps on the roof."))
     forgotten = threading.Event()
     monkeypatch.setattr(type(place.chat.engine), "forget", lambda engine: forgotten.set())
-    page = opened(place, browser, language)
-    tick(page, "docs")
-    ask(page, question)
-    expect(reply(page).locator("a.mark").first).to_be_visible()
-    expect(reply(page).locator(".acts")).to_be_visible()
+    page = opened(place, browser, seat)
+    tick(page, seat, "docs")
+    answered(page, seat, question)
     removed = next(document for document in base.documents() if document.name == "rent.txt")
     original = base.original(removed.id)
 
-    row(page, "rent.txt").get_by_text(say(language, "file_remove"), exact=True).first.click()
-    row(page, "rent.txt").get_by_text(say(language, "cancel")).click()
+    seat.reach(page, "left")
+    row(page, "rent.txt").get_by_text(seat.says("file_remove"), exact=True).first.click()
+    row(page, "rent.txt").get_by_text(seat.says("cancel")).click()
     expect(row(page, "rent.txt").locator(".sure")).to_be_hidden()
     assert original.exists()
-    row(page, "rent.txt").get_by_text(say(language, "file_remove"), exact=True).first.click()
+    row(page, "rent.txt").get_by_text(seat.says("file_remove"), exact=True).first.click()
     row(page, "rent.txt").locator(".sure [data-do=remove]").click()
     expect(row(page, "rent.txt")).to_have_count(0)
     assert forgotten.wait(10) and not original.exists()
     assert {passage.name for passage in base.search(question)} <= {"cat.txt"}
     assert text.encode() not in b"".join(path.read_bytes() for path in base.folder.rglob("*") if path.is_file())
 
-    reply(page).locator("a.mark").first.click()
-    expect(page.locator(".evidence")).to_contain_text(say(language, "evidence_gone"))
+    cited(page, seat)
+    expect(page.locator(".evidence")).to_contain_text(seat.says("evidence_gone"))
+    seat.reach(page, "left")
     page.locator("#new-chat").click()
     ask(page, question)
-    expect(reply(page)).to_contain_text(say(language, "nothing_found"))
+    expect(reply(page)).to_contain_text(seat.says("nothing_found"))
     closed(page, place)
 
 
-def test_two_bases_are_asked_at_once(place: Place, browser: Browser, language: str) -> None:
-    text, question = FACTS[language]
-    english = language == "en"
+def test_two_bases_are_asked_at_once(place: Place, browser: Browser, seat: Seat) -> None:
+    text, question = FACTS[seat.language]
+    other = text.replace("1,200", "90").replace("一千二百", "九十")
     place.base("flat 住房", rent=text)
-    place.base("garage 车库", rent=text.replace("1,200", "90").replace("一千二百", "九十"))
+    place.base("garage 车库", rent=other)
     place.base("unasked", rent=text.replace("1,200", "7").replace("一千二百", "七"))
-    page = opened(place, browser, language)
-    tick(page, "flat 住房", "garage 车库")
+    page = opened(place, browser, seat)
+    tick(page, seat, "flat 住房", "garage 车库")
     expect(page.locator("#documents h3")).to_have_count(2)
-    ask(page, question)
-    expect(page.locator("#sources .card")).to_have_count(2)
-    for number in (0, 1):
-        base = "garage 车库" if "90" in card(page, number).inner_text() else None
-        base = "garage 车库" if "九十" in card(page, number).inner_text() else base
-        expect(card(page, number)).to_contain_text(base or "flat 住房")
-    mark = reply(page).locator("a.mark").first
-    mark.click()
-    expect(page.locator(".evidence mark").first).to_contain_text("1,200" if english else "一千二百")
+    answered(page, seat, question)
+    sources(page, seat, "flat 住房", "garage 车库")
+    for name, rent in {"flat 住房": FACTS[seat.language][0], "garage 车库": other}.items():
+        expect(page.locator("#sources .card", has_text=name)).to_contain_text(rent)
+    cited(page, seat)
+    expect(page.locator(".evidence mark").first).to_contain_text("1,200" if seat.language == "en" else "一千二百")
     reload(page)
+    seat.reach(page, "left")
     expect(page.locator("#base").get_by_label("garage 车库")).to_be_checked()
     expect(page.locator("#base").get_by_label("flat 住房")).to_be_checked()
     expect(page.locator("#base").get_by_label("unasked")).not_to_be_checked()
@@ -278,42 +297,44 @@ def test_two_bases_are_asked_at_once(place: Place, browser: Browser, language: s
     assert kept.preferences.knowledge_base == ["flat 住房", "garage 车库"]
     page.locator("#base").get_by_label("flat 住房").uncheck()
     expect(page.locator("#documents h3")).to_have_count(0)
+    seat.leave(page)
     ask(page, question)
-    expect(page.locator("#sources .card")).to_have_count(1)
+    sources(page, seat, "rent.txt")
     closed(page, place)
 
 
 def test_a_file_that_failed_says_why_and_is_tried_again(
-    place: Place, browser: Browser, language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, browser: Browser, seat: Seat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, question = FACTS[language]
+    text, question = FACTS[seat.language]
     (tmp_path / "rent.txt").write_text(text, encoding="utf-8")
-    page = opened(place, browser, language)
+    page = opened(place, browser, seat)
+    seat.reach(page, "left")
     with monkeypatch.context() as patch:
         patch.setattr(ingest, "split", lambda pages, count: [])
         page.locator("#files input[type=file]").set_input_files(tmp_path / "rent.txt")
         expect(row(page, "rent.txt")).to_have_class("failed")
-    expect(row(page, "rent.txt")).to_contain_text({"en": "holds no words", "zh": "没有可供检索的词语"}[language])
-    row(page, "rent.txt").get_by_text(say(language, "file_retry")).click()
+    expect(row(page, "rent.txt")).to_contain_text({"en": "holds no words", "zh": "没有可供检索的词语"}[seat.language])
+    row(page, "rent.txt").get_by_text(seat.says("file_retry")).click()
     expect(row(page, "rent.txt")).to_have_class("done")
-    (before,) = place.library.open(say(language, "base_default")).documents()
+    (before,) = place.library.open(seat.says("base_default")).documents()
 
     with monkeypatch.context() as patch:  # a reader that has become better
         patch.setattr(ingest, "split", lambda pages, count, split=ingest.split: split(pages, count) * 1)
-        row(page, "rent.txt").get_by_text(say(language, "file_again")).click()
+        row(page, "rent.txt").get_by_text(seat.says("file_again")).click()
         expect(row(page, "rent.txt")).to_have_class("done")
-    (after,) = place.library.open(say(language, "base_default")).documents()
+    (after,) = place.library.open(seat.says("base_default")).documents()
     assert after.id == before.id
-    ask(page, question)
-    expect(card(page)).to_contain_text("rent.txt")
+    answered(page, seat, question)
+    sources(page, seat, "rent.txt")
     closed(page, place)
 
 
-def test_two_hundred_files_stay_usable(place: Place, browser: Browser, language: str) -> None:
+def test_two_hundred_files_stay_usable(place: Place, browser: Browser, seat: Seat) -> None:
     base = place.library.open(place.base("many", **{f"note {number:03}": f"Note {number}." for number in range(200)}))
     base.ingest([Path(__file__).parent / "data" / "pdf" / LOCKED])
-    page = opened(place, browser, language)
-    tick(page, "many")
+    page = opened(place, browser, seat)
+    tick(page, seat, "many")
     rows = page.locator("#documents li")
     expect(rows).to_have_count(201)
     expect(rows.first).to_have_class("failed")
@@ -330,23 +351,23 @@ def test_two_hundred_files_stay_usable(place: Place, browser: Browser, language:
     closed(page, place)
 
 
-def test_a_base_is_renamed_and_deleted_by_its_name(place: Place, browser: Browser, language: str) -> None:
-    text, question = FACTS[language]
+def test_a_base_is_renamed_and_deleted_by_its_name(place: Place, browser: Browser, seat: Seat) -> None:
+    text, question = FACTS[seat.language]
     folder = place.library.open(place.base("docs", rent=text)).folder
-    page = opened(place, browser, language)
-    tick(page, "docs")
-    ask(page, question)
-    expect(reply(page).locator("a.mark").first).to_be_visible()
-    expect(reply(page).locator(".acts")).to_be_visible()
+    page = opened(place, browser, seat)
+    tick(page, seat, "docs")
+    answered(page, seat, question)
+    seat.reach(page, "left")
     page.locator("#base-section > button").click()
     name = page.locator("#base-name input, #base-name textarea")
     expect(name).to_have_value("docs")
     name.fill("租约")
     name.press("Enter")
     expect(page.locator("#base").get_by_label("租约")).to_be_checked()
-    reply(page).locator("a.mark").first.click()  # the conversation knows it by its former name
+    cited(page, seat)  # the conversation knows it by its former name
     expect(page.locator(".evidence mark").first).to_be_visible()
 
+    seat.reach(page, "left")
     doomed = page.locator("#base-doomed input, #base-doomed textarea")
     doomed.fill("docs")
     page.locator("#base-delete").click()
@@ -357,14 +378,14 @@ def test_a_base_is_renamed_and_deleted_by_its_name(place: Place, browser: Browse
     expect(page.locator("#base").get_by_label("租约")).to_have_count(0)
     expect(page.locator("#documents li")).to_have_count(0)
     assert not folder.exists() and place.library.names() == []
-    reply(page).locator("a.mark").first.click()
-    expect(page.locator(".evidence")).to_contain_text(say(language, "evidence_gone"))
+    cited(page, seat)
+    expect(page.locator(".evidence")).to_contain_text(seat.says("evidence_gone"))
     closed(page, place)
 
 
 def test_it_fits_a_phone(place: Place, browser: Browser, tmp_path: Path) -> None:
     (tmp_path / f"{'合同' * 30}.txt").write_text(FACTS["zh"][0], encoding="utf-8")
-    page = opened(place, browser, "zh", width=390)
+    page = opened(place, browser, Seat("zh", "phone"))
     drop(page, "#text", tmp_path / f"{'合同' * 30}.txt")
     expect(page.locator("#chips .chip")).to_contain_text("可提问")
     for part in ("#chips .chip", "#attach", "#text"):

@@ -18,7 +18,7 @@ from chatapp.startup import Startup
 from chatapp.store import Store
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
-from tests.seats import SEATS, Seat
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, reply
 
@@ -38,11 +38,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     chat = Chat(engine, library, Store(tmp_path / "conversations.db"))
     with serving(build(chat, mount(settings, chat, Startup(settings, engine)))) as port:
         yield App(f"http://127.0.0.1:{port}", tmp_path)
-
-
-@pytest.fixture(params=SEATS)
-def seat(request: pytest.FixtureRequest) -> Seat:
-    return request.param
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""In a real browser: models are switched, unloaded and loaded, folders added, and what takes disk shown and deleted.
+"""In a real browser, at every seat: models are switched, unloaded and loaded, folders added, and what takes disk is
+shown and deleted.
 
 The checkpoints on disk are tiny ones; what is loaded from them is scripted, so that a reply tells who gave it.
 """
@@ -21,16 +22,14 @@ from chatapp.session import Chat
 from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
-from chatapp.texts import say
 from chatapp.ui import mount
 from models import CheckpointError, LoadedModel
 from tests.configs import CHECKPOINTS
 from tests.fakes import Gate, HashEmbeddings, scripted
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, choose, reply, stop_button
 from tests.tiny import BLOOM, CHATGLM2, LLAMA, save_folder
-
-LOCALES = {"en": "en-US", "zh": "zh-CN"}
 
 
 class Loader:
@@ -59,19 +58,21 @@ class Running:
     data: Path
     cache: Path
     page: Page
-    language: str
+    seat: Seat
 
     def says(self, key: str, **values: object) -> str:
-        return say(self.language, key, **values)
+        return self.seat.says(key, **values)
+
+    def ask(self, text: str) -> None:
+        """Writes to the model, and goes back to where it is chosen."""
+        self.seat.leave(self.page)
+        ask(self.page, text)
+        self.seat.reach(self.page, "left")
 
 
-@pytest.fixture(params=["en", "zh"])
-def running(
-    browser: Browser,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-) -> Iterator[Running]:
+@pytest.fixture
+def running(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seat: Seat) -> Iterator[Running]:
+    """The app with the pane in view where models are chosen."""
     data, cache = tmp_path / "数据", tmp_path / "hub"
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
@@ -85,11 +86,12 @@ def running(
     chat = Chat(engine, Library(data / "kb", HashEmbeddings), Store(data / "conversations.db"))
     with serving(build(chat, mount(settings, chat, startup))) as port:
         app = App(f"http://127.0.0.1:{port}", data)
-        context = browser.new_context(locale=LOCALES[request.param], viewport={"width": 1440, "height": 900})
+        context = seat.context(browser)
         page = app.watch(context.new_page())
         page.goto(app.address)
         expect(page.locator("#model input")).to_have_value("llama")
-        yield Running(app, engine, loader, data, cache, page, request.param)
+        seat.reach(page, "left")
+        yield Running(app, engine, loader, data, cache, page, seat)
         context.close()
         assert app.complaints == []
 
@@ -117,7 +119,7 @@ def test_models_are_switched_with_their_memory_shown(running: Running) -> None:
     choose(page, "#tier", "INT8")
     ready(running, "bloom", "INT8")
     page.locator("#model input").focus()
-    ask(page, "Who are you?")
+    running.ask("Who are you?")
     expect(reply(page)).to_contain_text("I am bloom.")
     assert running.loader.loads == ["llama", "bloom", "bloom"]  # no choice loads twice, and leaving a box loads nothing
 
@@ -134,6 +136,7 @@ def test_loading_shows_how_far_it_is_and_a_failure_leaves_the_former_model(runni
     expect(page.locator(".toast-body").last).to_contain_text("model.safetensors")
     ready(running, "llama")
     expect(page.locator("#model input")).to_have_value("llama")
+    running.seat.leave(page)
     page.locator("#text textarea").focus()
     page.wait_for_timeout(1000)
     assert running.loader.loads == ["llama", "broken", "llama"]
@@ -151,7 +154,7 @@ def test_an_unloaded_model_is_loaded_by_the_button_or_by_a_message(running: Runn
     ready(running, "llama")
     page.locator("#unload").click()
     expect(page.locator("#load")).to_be_visible()
-    ask(page, "Who are you?")
+    running.ask("Who are you?")
     expect(reply(page)).to_contain_text("I am llama.")
     ready(running, "llama")
     expect(page.locator("#unload")).to_be_visible()
@@ -170,6 +173,7 @@ def test_after_unload_a_choice_shows_its_plan_and_load_loads_it(running: Running
     other = running.app.watch(page.context.new_page())  # what is chosen is so for all windows
     other.goto(running.app.address)
     expect(other.locator("#state")).to_contain_text("INT4")
+    running.seat.reach(other, "left")
     expect(other.locator("#load")).to_be_visible()
     other.close()
     assert running.loader.loads == ["llama"]
@@ -184,15 +188,16 @@ def test_stop_ends_the_loading_that_a_message_began(running: Running) -> None:
     page.locator("#unload").click()
     expect(page.locator("#load")).to_be_visible()
     running.loader.gate = Gate()
-    ask(page, "Who are you?")
+    running.ask("Who are you?")
     expect(page.locator("#progress")).to_contain_text(running.says("state_loading", name="llama"))
     expect(page.locator("#state progress")).to_be_visible()
+    running.seat.leave(page)
     stop_button(page).click()
     page.wait_for_timeout(300)  # Stop has arrived; it takes effect with the next weight that is read
     running.loader.gate.open()
     expect(page.locator("#progress")).to_contain_text(running.says("stopped"))
     expect(page.locator("#state")).to_contain_text(running.says("state_unloaded", name="llama"))
-    ask(page, "Who are you?")
+    running.ask("Who are you?")
     expect(reply(page)).to_contain_text("I am llama.")
 
 
@@ -205,6 +210,7 @@ def cached(folder: Path, name: str, config: dict[str, Any], *files: str) -> None
 
 
 def open_storage(running: Running) -> None:
+    running.seat.reach(running.page, "left")
     running.page.locator("#models-open").click()
     running.page.get_by_role("tab", name=running.says("storage")).click()
     expect(running.page.locator("#storage-items h3").first).to_be_visible()
@@ -242,6 +248,7 @@ def test_what_takes_disk_is_shown_and_what_is_ours_deleted(running: Running) -> 
     assert len(asked) == 2 and all("THUDM/glm" in question for question in asked)
     page.keyboard.press("Escape")
     expect(page.locator("#models-sheet")).to_be_hidden()
+    running.seat.reach(page, "left")
     page.locator("#model input").click()
     expect(page.get_by_role("option", name="bigscience/whole · Hugging Face")).to_be_visible()
     names = page.get_by_role("option").all_inner_texts()
@@ -282,6 +289,7 @@ def test_folders_are_added_and_taken_off_the_list(running: Running, tmp_path: Pa
     expect(row(page, "tiny").get_by_role("button")).to_have_count(0)
     assert json.loads((running.data / "folders.json").read_text(encoding="utf-8")) == {"folders": [str(mine)]}
     page.keyboard.press("Escape")
+    running.seat.reach(page, "left")
     choose(page, "#model", "tiny")
     ready(running, "tiny")
     open_storage(running)
@@ -291,12 +299,10 @@ def test_folders_are_added_and_taken_off_the_list(running: Running, tmp_path: Pa
     assert (mine / "tiny" / "config.json").is_file()
 
 
-def test_the_storage_page_fits_a_phone(running: Running) -> None:
-    page = running.page
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.locator('[data-drawer="left"]').click()
+def test_the_storage_page_fits(running: Running) -> None:
+    page, width = running.page, running.page.viewport_size["width"]
     open_storage(running)
     sheet = page.locator("#models-sheet").bounding_box()
-    assert sheet["x"] >= 0 and sheet["x"] + sheet["width"] <= 390
-    assert page.evaluate("document.querySelector('#models-sheet').scrollWidth") <= 390
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert sheet["x"] >= 0 and sheet["x"] + sheet["width"] <= width
+    assert page.evaluate("document.querySelector('#models-sheet').scrollWidth") <= sheet["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,4 +1,4 @@
-"""The settings in a real browser, in both languages: each is at work at once and after a restart; and the app can be
+"""The settings in a real browser, at every seat: each is at work at once and after a restart; and the app can be
 installed."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from chatapp.startup import Startup
 from chatapp.store import Store
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, reply, wait_until_idle
 
@@ -46,9 +47,9 @@ def opening(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 
     @contextmanager
-    def opened(**options: object) -> Iterator[Page]:
+    def opened(seat: Seat, **options: object) -> Iterator[Page]:
         with started(tmp_path) as app:
-            context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+            context = seat.context(browser, **options)
             page = app.watch(context.new_page())
             page.goto(app.address)
             expect(page.locator("#model input")).not_to_have_value("")
@@ -59,10 +60,20 @@ def opening(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return opened
 
 
-def open_sheet(page: Page, tab: str) -> None:
+def open_sheet(page: Page, seat: Seat, tab: str) -> None:
+    seat.reach(page, "left")
     page.locator("#settings-open").click()
     expect(page.locator("#set-theme label.selected")).to_have_count(1)  # the sheet is filled
-    page.get_by_role("tab", name=tab, exact=True).click()
+    turn_to(page, seat, tab)
+
+
+def turn_to(page: Page, seat: Seat, tab: str) -> None:
+    """Chooses a tab; those that a phone has no room for are in a menu beside the others."""
+    found = page.get_by_role("tab", name=seat.says(tab), exact=True)
+    if seat.narrow and not found.is_visible():
+        page.locator("#settings-tabs .overflow-menu > button").click()
+        found = page.locator("#settings-tabs .overflow-dropdown").get_by_text(seat.says(tab), exact=True)
+    found.click()
 
 
 def pick(page: Page, group: str, option: str) -> None:
@@ -73,20 +84,21 @@ def number(page: Page, name: str):
     return page.locator(f"#set-{name} input")
 
 
-def test_the_language_is_chosen_for_the_whole_page_and_stays(opening: Opening) -> None:
-    with opening(locale="en-US") as page:
-        open_sheet(page, "General")
-        pick(page, "#set-language", "中文")
-        expect(page.locator("#settings-open")).to_have_text("设置")
-        expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
-        expect(page.locator("#state")).to_contain_text("已就绪")
-    with opening(locale="en-US") as page:
-        expect(page.locator("#settings-open")).to_have_text("设置")
-        expect(page.locator("#text textarea")).to_have_attribute("placeholder", re.compile("请输入"))
-        open_sheet(page, "通用")
-        pick(page, "#set-language", "自动")
-        expect(page.locator("#settings-open")).to_have_text("Settings")
-        expect(page.locator("html")).to_have_attribute("lang", "en")
+def test_the_language_is_chosen_for_the_whole_page_and_stays(seat: Seat, opening: Opening) -> None:
+    other = seat._replace(language="zh" if seat.language == "en" else "en")
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_general")
+        pick(page, "#set-language", {"en": "English", "zh": "中文"}[other.language])
+        expect(page.locator("#settings-open")).to_have_text(other.says("settings"))
+        expect(page.locator("html")).to_have_attribute("lang", {"en": "en", "zh": "zh-CN"}[other.language])
+        expect(page.locator("#state")).to_contain_text({"en": "is ready", "zh": "已就绪"}[other.language])
+    with opening(seat) as page:
+        expect(page.locator("#settings-open")).to_have_text(other.says("settings"))
+        expect(page.locator("#text textarea")).to_have_attribute("placeholder", other.says("message_hint"))
+        open_sheet(page, other, "set_general")
+        pick(page, "#set-language", other.says("set_auto"))
+        expect(page.locator("#settings-open")).to_have_text(seat.says("settings"))
+        expect(page.locator("html")).to_have_attribute("lang", {"en": "en", "zh": "zh-CN"}[seat.language])
 
 
 def background(page: Page) -> int:
@@ -95,14 +107,14 @@ def background(page: Page) -> int:
     return sum(map(int, re.findall(r"\d+", colour)[:3]))
 
 
-def test_the_theme_changes_at_once_and_is_there_from_the_first_paint(opening: Opening) -> None:
-    with opening(locale="zh-CN", color_scheme="light") as page:
+def test_the_theme_changes_at_once_and_is_there_from_the_first_paint(seat: Seat, opening: Opening) -> None:
+    with opening(seat, color_scheme="light") as page:
         assert background(page) > 700
-        open_sheet(page, "通用")
-        pick(page, "#set-theme", "深色")
+        open_sheet(page, seat, "set_general")
+        pick(page, "#set-theme", seat.says("theme_dark"))
         page.wait_for_function("document.body.classList.contains('dark')")
-        expect(page.locator("#general-note")).to_contain_text("已保存")
-    with opening(locale="zh-CN", color_scheme="light") as page:
+        expect(page.locator("#general-note")).to_contain_text(seat.says("set_kept"))
+    with opening(seat, color_scheme="light") as page:
         # Before any of Gradio's scripts and style sheets, which are held back, the page is dark.
         quiet = page.context.new_page()
         quiet.route("**/assets/*", lambda route: route.abort())
@@ -112,87 +124,90 @@ def test_the_theme_changes_at_once_and_is_there_from_the_first_paint(opening: Op
         assert background(page) < 150
 
 
-def test_sampling_and_the_length_of_replies(opening: Opening) -> None:
-    with opening(locale="en-US") as page:
-        open_sheet(page, "Replies")
-        expect(number(page, "temperature")).to_have_attribute("placeholder", re.compile(r"recommended"))
+def test_sampling_and_the_length_of_replies(seat: Seat, opening: Opening) -> None:
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_replies")
+        recommended = re.compile(re.escape(seat.says("set_recommended", value="")))
+        expect(number(page, "temperature")).to_have_attribute("placeholder", recommended)
         number(page, "temperature").fill("3")
         page.locator("#replies-here").click()
-        expect(page.locator("#replies-note")).to_contain_text("Temperature can be 0 to 2")
+        said = seat.says("set_range", name=seat.says("set_temperature"), least=0, greatest=2)
+        expect(page.locator("#replies-note")).to_contain_text(said)
         number(page, "temperature").fill("0.5")
         number(page, "max-tokens").fill("32")
         page.locator("#replies-here").click()
-        expect(page.locator("#replies-note")).to_contain_text("This conversation")
+        expect(page.locator("#replies-note")).to_contain_text(seat.says("set_kept_here"))
         page.keyboard.press("Escape")
         ask(page, "Hello?")
         expect(reply(page)).to_contain_text("Said.")
         wait_until_idle(page)
-        open_sheet(page, "Replies")
+        open_sheet(page, seat, "set_replies")
         expect(number(page, "temperature")).to_have_value("0.5")
         page.locator("#replies-reset").click()
         expect(number(page, "temperature")).to_have_value("")
         number(page, "top-p").fill("0.8")
         page.locator("#replies-new").click()
-        expect(page.locator("#replies-note")).to_contain_text("New conversations")
-    with opening(locale="en-US") as page:
-        open_sheet(page, "Replies")
+        expect(page.locator("#replies-note")).to_contain_text(seat.says("set_kept_new"))
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_replies")
         expect(number(page, "top-p")).to_have_value("0.8")
 
 
-def test_a_role_is_made_used_and_kept(opening: Opening) -> None:
-    with opening(locale="zh-CN") as page:
-        open_sheet(page, "角色")
+def test_a_role_is_made_used_and_kept(seat: Seat, opening: Opening) -> None:
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_role")
         page.locator("#role input").click()
-        page.get_by_role("option", name="会议纪要").click()
-        expect(page.locator("#system textarea")).to_have_value(re.compile("会议纪要"))
+        page.get_by_role("option", name=seat.says("role_minutes")).click()
+        expect(page.locator("#system textarea")).to_have_value(seat.says("role_minutes_prompt"))
         page.locator("#system textarea").fill("Sing.")
         page.locator("#role-name input").fill("歌手")
         page.locator("#role-save").click()
-        expect(page.locator("#role-note")).to_contain_text("角色已保存")
+        expect(page.locator("#role-note")).to_contain_text(seat.says("roles_kept"))
         expect(page.locator("#role input")).to_have_value("歌手")
         page.locator("#role-here").click()
-        expect(page.locator("#role-note")).to_contain_text("当前对话")
+        expect(page.locator("#role-note")).to_contain_text(seat.says("set_kept_here"))
         page.keyboard.press("Escape")
         ask(page, "唱吧。")
         expect(reply(page)).to_contain_text("Sung.")
-    with opening(locale="zh-CN") as page:
-        open_sheet(page, "角色")
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_role")
         page.locator("#role input").click()
         page.get_by_role("option", name="歌手").click()
         expect(page.locator("#system textarea")).to_have_value("Sing.")
         page.locator("#role-delete").click()
-        expect(page.locator("#role input")).to_have_value("无")
+        expect(page.locator("#role input")).to_have_value(seat.says("role_none"))
 
 
-def test_the_context_policy_and_the_search_of_new_conversations(opening: Opening) -> None:
-    with opening(locale="en-US") as page:
-        open_sheet(page, "Context")
-        expect(number(page, "reading")).to_have_attribute("placeholder", "20 (as started)")
+def test_the_context_policy_and_the_search_of_new_conversations(seat: Seat, opening: Opening) -> None:
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_context")
+        expect(number(page, "reading")).to_have_attribute("placeholder", seat.says("set_start", value=20))
         number(page, "window").fill("1024")
-        pick(page, "#set-full", "sum them up")
+        pick(page, "#set-full", seat.says("full_summarise"))
         page.locator("#context-save").click()
-        expect(page.locator("#context-note")).to_contain_text("Kept.")
-        page.get_by_role("tab", name="Documents", exact=True).click()
-        pick(page, "#new-method", "meaning")
+        expect(page.locator("#context-note")).to_contain_text(seat.says("set_kept"))
+        turn_to(page, seat, "set_search")
+        pick(page, "#new-method", seat.says("lab_meaning"))
         page.locator("#search-save").click()
-        expect(page.locator("#search-note")).to_contain_text("New conversations")
+        expect(page.locator("#search-note")).to_contain_text(seat.says("set_kept_new"))
         page.keyboard.press("Escape")
         ask(page, "Hello?")
-        expect(page.locator("#progress")).to_contain_text("of 1,024 tokens")
-    with opening(locale="en-US") as page:
-        open_sheet(page, "Context")
+        expect(page.locator("#progress")).to_contain_text(
+            {"en": "of 1,024 tokens", "zh": "共 1,024 个词元"}[seat.language]
+        )
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_context")
         expect(number(page, "window")).to_have_value("1024")
         page.locator("#context-reset").click()
         expect(number(page, "window")).to_have_value("")
-        page.get_by_role("tab", name="Documents", exact=True).click()
-        expect(page.locator("#new-method label.selected")).to_have_text("meaning")
+        turn_to(page, seat, "set_search")
+        expect(page.locator("#new-method label.selected")).to_have_text(seat.says("lab_meaning"))
 
 
-@pytest.mark.parametrize(("locale", "tab"), [("en-US", "This machine"), ("zh-CN", "本机")])
-def test_the_machine_is_told_checked_and_reported(opening: Opening, tmp_path: Path, locale: str, tab: str) -> None:
-    with opening(locale=locale) as page:
+def test_the_machine_is_told_checked_and_reported(seat: Seat, opening: Opening, tmp_path: Path) -> None:
+    with opening(seat) as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        open_sheet(page, tab)
+        open_sheet(page, seat, "set_machine")
         expect(page.locator("#data-folder code")).to_have_text(str(tmp_path))
         expect(page.locator("#machine")).to_contain_text("torch")
         page.locator("#check-run").click()
@@ -205,7 +220,7 @@ def test_the_machine_is_told_checked_and_reported(opening: Opening, tmp_path: Pa
 
 
 def test_the_app_can_be_installed_and_says_when_it_is_not_running(browser: Browser, opening: Opening) -> None:
-    with opening(locale="en-US") as page:
+    with opening(Seat("en", "wide")) as page:
         session = page.context.new_cdp_session(page)
         manifest = session.send("Page.getAppManifest")
         assert manifest["url"].endswith("/manifest.json") and manifest["errors"] == []
@@ -235,7 +250,7 @@ def test_without_the_app_the_installed_page_says_how_to_start_it(
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_sheet_fits_a_phone(opening: Opening, dark: bool) -> None:
     scheme = "dark" if dark else "light"
-    with opening(locale="zh-CN", viewport={"width": 390, "height": 844}, color_scheme=scheme) as page:
+    with opening(Seat("zh", "phone"), color_scheme=scheme) as page:
         page.evaluate("document.querySelector('#settings-open').click()")
         expect(page.locator("#set-theme label.selected")).to_have_count(1)
         box = page.locator("#settings-sheet").bounding_box()

@@ -19,7 +19,7 @@ from chatapp.startup import Startup
 from chatapp.store import Store, StoredMessage
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
-from tests.seats import SEATS, Seat
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, reply, stop_button, wait_until_idle
 from tests.test_browser_evidence import POEMS, SUPPORTED
@@ -58,11 +58,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             running = Running(f"http://127.0.0.1:{port}", data)
             running.chat = chat
             yield running
-
-
-@pytest.fixture(params=SEATS)
-def seat(request: pytest.FixtureRequest) -> Seat:
-    return request.param
 
 
 @pytest.fixture

@@ -26,11 +26,7 @@ class Parts(dict[str, Any]):
     """Components by name, of a section or of the page, which has each name once."""
 
     def __ior__(self, others: Mapping[str, Any]) -> Parts:
-        clashing = self.keys() & others.keys()
-        if clashing:
-            raise ValueError(f"Two sections have {', '.join(sorted(clashing))}.")
-        self.update(others)
-        return self
+        return Parts(**self, **others)  # a TypeError for a name that two have
 
 
 #: Makes events of the buttons in an HTML component of ours.

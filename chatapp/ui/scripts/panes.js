@@ -84,6 +84,6 @@ document.addEventListener(
 );
 nameLandmarks();
 showPanes();
-const shown = new MutationObserver(showPanes); // Gradio writes them anew when it knows the language
-for (const holder of document.querySelectorAll("#fold, #brand, .section-head, .narrow-only"))
-  shown.observe(holder, { childList: true, subtree: true });
+// Gradio draws what holds the buttons anew once it has their texts.
+for (const place of document.querySelectorAll("#brand, #fold, #top .narrow-only, .section-head"))
+  new MutationObserver(showPanes).observe(place, { childList: true, subtree: true });

@@ -13,7 +13,7 @@ from models import CheckpointError
 
 from . import checkpoints
 from .choices import LastModel
-from .downloads import Downloads
+from .downloads.manager import Downloads
 from .engine import Engine, EngineError, Source
 from .hardware import Machine, detect
 from .planner import plan_for

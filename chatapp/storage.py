@@ -17,7 +17,7 @@ from pathlib import Path
 from models.formats import gguf_parts
 
 from .checkpoints import DEFAULT_MODEL, EMBEDDER, Found
-from .downloads import Downloads
+from .downloads.manager import Downloads
 from .engine import Engine
 from .library import Library
 from .sentences import Sentence

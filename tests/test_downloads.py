@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from chatapp import downloads as downloads_module
-from chatapp import fetching, hubs
-from chatapp.downloads import Downloads
-from chatapp.hub_notes import Tokens
-from chatapp.hubs import Hub, HubError, Repository, describe
-from chatapp.jobs import Job, Progress
-from chatapp.selection import variants
+from chatapp.downloads import fetching, hubs
+from chatapp.downloads import manager as downloads_module
+from chatapp.downloads.hub_notes import Tokens
+from chatapp.downloads.hubs import Hub, HubError, Repository, describe
+from chatapp.downloads.jobs import Job, Progress
+from chatapp.downloads.manager import Downloads
+from chatapp.downloads.selection import variants
 from tests.fake_hub import FakeHub, Mischief, serving_hub
 from tests.waiting import eventually
 
@@ -438,7 +438,7 @@ def test_what_ran_goes_on_after_a_restart_and_what_was_paused_does_not(hub: Fake
 WORKER = """
 import sys, time
 from pathlib import Path
-from chatapp.downloads import Downloads
+from chatapp.downloads.manager import Downloads
 downloads = Downloads(Path(sys.argv[1]), hurry=50)
 downloads.start()
 while True:

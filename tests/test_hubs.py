@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chatapp import hubs
+from chatapp.downloads import hubs
+from chatapp.downloads.hubs import Hub, HubError, RemoteFile, default_address, describe, is_plain, read_source
+from chatapp.downloads.offers import Offer, look_up
+from chatapp.downloads.selection import variants
 from chatapp.hardware import GIB, Machine
-from chatapp.hubs import Hub, HubError, RemoteFile, default_address, describe, is_plain, read_source
-from chatapp.offers import Offer, look_up
-from chatapp.selection import variants
 from tests.fake_hub import SHA, FakeHub, serving_hub
 from tests.serving import closed_port
 from tests.tiny import LLAMA, byte_level_tokenizer, save_folder, write_gguf, write_lora

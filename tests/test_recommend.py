@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from chatapp.downloads.hubs import read_source
+from chatapp.downloads.recommend import SHOWN, SPEEDS, TABLE, Recommender, first_time
 from chatapp.hardware import GIB, GPU, Machine
-from chatapp.hubs import read_source
 from chatapp.planner import known_checkpoints
-from chatapp.recommend import SHOWN, SPEEDS, TABLE, Recommender, first_time
 
 ROWS = json.loads(TABLE.read_text(encoding="utf-8"))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from chatapp.checkpoints import FAMILIES
+from chatapp.downloads.hubs import HubError
 from chatapp.hardware import Machine
-from chatapp.hubs import HubError
 from chatapp.planner import known_checkpoints, plan
 from chatapp.sentences import HOLE, TABLES, Sentence, Table, localised
 from knowledge.documents import load

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from chatapp.checkpoints import EMBEDDER, MODEL
-from chatapp.downloads import Downloads, Job
+from chatapp.downloads.hubs import Hub, Repository
+from chatapp.downloads.manager import Downloads, Job
 from chatapp.engine import Engine, Source, Status, Warm
-from chatapp.hubs import Hub, Repository
 from chatapp.library import Library
 from chatapp.sentences import Sentence
 from chatapp.settings import parse

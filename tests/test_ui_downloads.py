@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from chatapp.downloads.hubs import Hub, HubError, RemoteFile, Repository
+from chatapp.downloads.jobs import STATES, Job, Progress
+from chatapp.downloads.offers import Choice, Offer
+from chatapp.downloads.recommend import Recommender
+from chatapp.downloads.selection import Variant
 from chatapp.hardware import GIB, Machine
-from chatapp.hubs import Hub, HubError, RemoteFile, Repository
-from chatapp.jobs import STATES, Job, Progress
-from chatapp.offers import Choice, Offer
 from chatapp.planner import known_checkpoints, plan
-from chatapp.recommend import Recommender
-from chatapp.selection import Variant
 from chatapp.texts import say
 from chatapp.ui import offers
 

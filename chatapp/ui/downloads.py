@@ -8,11 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from .. import checkpoints, hubs
-from ..downloads import room
-from ..hubs import HubError, default_address, read_source
-from ..offers import Offer, look_up
-from ..recommend import Recommender, first_time
+from .. import checkpoints
+from ..downloads import hubs
+from ..downloads.hubs import HubError, default_address, read_source
+from ..downloads.manager import room
+from ..downloads.offers import Offer, look_up
+from ..downloads.recommend import Recommender, first_time
 from ..texts import say
 from ..words import in_chinese
 from . import model, offers

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..checkpoints import FAMILIES
-from ..hubs import RemoteFile
-from ..jobs import RUNNING, Job, Progress
-from ..offers import Choice, Offer
+from ..downloads.hubs import RemoteFile
+from ..downloads.jobs import RUNNING, Job, Progress
+from ..downloads.offers import Choice, Offer
+from ..downloads.recommend import Recommendation
 from ..planner import explain
-from ..recommend import Recommendation
 from ..texts import say
 from .escaping import escape
 

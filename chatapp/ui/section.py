@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..hubs import HubError
+from ..downloads.hubs import HubError
 from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings

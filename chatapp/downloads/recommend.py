@@ -12,8 +12,8 @@ from typing import Any
 from models import Footprint, footprint
 from models.footprint import TIERS
 
-from .hardware import Machine
-from .planner import Plan, known_checkpoints, plan_footprint
+from ..hardware import Machine
+from ..planner import Plan, known_checkpoints, plan_footprint
 
 #: Chat models, for each language the better answers first: their ids at both hubs, what their licence is called at the
 #: hubs, whether an account has to ask for them (at Hugging Face), and the languages that they speak well.

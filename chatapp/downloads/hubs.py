@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 from huggingface_hub import constants
 
-from .sentences import said
-from .settings import is_loopback
+from ..sentences import said
+from ..settings import is_loopback
 
 #: Seconds to connect, and between two pieces of an answer.
 CONNECT, SILENCE = 15.0, 30.0

@@ -20,9 +20,9 @@ from models.formats.gguf import WORTH_FP16, WORTH_INT8
 from models.formats.gguf_parts import SUFFIX
 from models.registry import resolve
 
-from .hardware import Machine
+from ..hardware import Machine
+from ..planner import Plan, footprint_of, plan_footprint
 from .hubs import Asking, Hub, HubError, RemoteFile, Repository, describe
-from .planner import Plan, footprint_of, plan_footprint
 from .recommend import bearable
 from .selection import TERMS, Variant, variants
 

@@ -1,0 +1,1 @@
+"""Checkpoints from a hub: what it offers, what fits this machine, and fetching that survives whatever happens."""

@@ -15,16 +15,14 @@ from chatapp.session import Chat
 from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
-from chatapp.texts import say
 from chatapp.ui import mount
 from tests.fakes import HashEmbeddings, ready_engine, scripted
+from tests.seats import Seat
 from tests.serving import serving
 from tests.test_browser import App, ask, reply
 from tests.test_browser_evidence import POEMS, SUPPORTED
 
 REPLY = f"{SUPPORTED}\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | $x^2$ |\n"
-LOCALES = {"en": "en-US", "zh": "zh-CN"}
-WIDTHS = {"wide": 1440, "middle": 1024, "phone": 390}
 SEVERE = ("serious", "critical")
 
 
@@ -43,16 +41,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
             yield App(f"http://127.0.0.1:{port}", data)
 
 
-@pytest.fixture(params=[f"{language}-{width}" for language in LOCALES for width in WIDTHS])
-def page(app: App, browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page in a language and a width; Chinese is dark."""
-    language, width = request.param.split("-")
-    context = browser.new_context(
-        locale=LOCALES[language],
-        viewport={"width": WIDTHS[width], "height": 900},
-        color_scheme="dark" if language == "zh" else "light",
-        bypass_csp=True,  # for axe-core's script, which is none of the page
-    )
+@pytest.fixture
+def page(app: App, browser: Browser, seat: Seat) -> Iterator[Page]:
+    """The page; Chinese is dark."""
+    dark = "dark" if seat.language == "zh" else "light"
+    context = seat.context(
+        browser, color_scheme=dark, bypass_csp=True
+    )  # for axe-core's script
     page = app.watch(context.new_page())
     page.goto(app.address)
     expect(page.locator("#target")).not_to_be_empty()
@@ -63,21 +58,6 @@ def page(app: App, browser: Browser, request: pytest.FixtureRequest) -> Iterator
     app.complaints.clear()  # what was on its way to a page that closes is broken off, and Gradio says so
 
 
-def language_of(page: Page) -> str:
-    return page.evaluate("document.documentElement.lang.slice(0, 2)")
-
-
-def narrow(page: Page) -> bool:
-    return page.viewport_size["width"] == WIDTHS["phone"]
-
-
-def drawn(page: Page, pane: str) -> None:
-    """Draws a pane on a phone."""
-    if narrow(page):
-        page.locator(f"#top [data-drawer={pane}]").click()
-        expect(page.locator(f"#{pane}")).to_be_in_viewport()
-
-
 def check(page: Page) -> None:
     """That axe-core has nothing serious to say, and that nothing is wider than the window."""
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
@@ -86,12 +66,12 @@ def check(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
-def test_the_main_states_are_accessible_and_fit(page: Page) -> None:
+def test_the_main_states_are_accessible_and_fit(page: Page, seat: Seat) -> None:
     check(page)
-    drawn(page, "left")
+    seat.reach(page, "left")
     page.locator("#base").get_by_label("诗").check()
     check(page)
-    page.keyboard.press("Escape")
+    seat.leave(page)
     ask(page, "太行雪昨夜飞入来是谁写的？")
     expect(reply(page).locator(".acts")).to_be_visible()
     expect(reply(page).locator("table, .katex, code").first).to_be_visible()
@@ -101,10 +81,10 @@ def test_the_main_states_are_accessible_and_fit(page: Page) -> None:
 
 
 @pytest.mark.parametrize("name", ["settings", "models"])
-def test_sheets_are_dialogs_that_escape_closes(page: Page, name: str) -> None:
-    drawn(page, "left")
+def test_sheets_are_dialogs_that_escape_closes(page: Page, seat: Seat, name: str) -> None:
+    seat.reach(page, "left")
     page.locator(f"#{name}-open").click()
-    sheet = page.get_by_role("dialog", name=say(language_of(page), name))
+    sheet = page.get_by_role("dialog", name=seat.says(name))
     expect(sheet).to_be_visible()
     expect(sheet.get_by_role("tab").first).to_be_visible()
     check(page)

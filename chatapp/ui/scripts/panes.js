@@ -33,14 +33,19 @@ const unfold = (name, open = true) => {
 };
 
 // A drawer takes the focus, the rest of the page waits, and what opened it gets the focus back. What is only about to
-// become visible can't take it, so that comes two frames later.
-const nextFrame = (then) => requestAnimationFrame(() => requestAnimationFrame(then));
+// become visible can't take it, so it is tried with each frame.
+const focusOnceVisible = (button, pane) =>
+  requestAnimationFrame(() => {
+    if (root.dataset.drawer !== pane) return;
+    button.focus();
+    if (button.isConnected && document.activeElement !== button) focusOnceVisible(button, pane);
+  });
 const draw = (name) => {
   if (root.dataset.drawer === name) return;
   drawnBy ??= document.activeElement;
   root.dataset.drawer = name;
   for (const pane of PANES) document.getElementById(pane).inert = pane !== name;
-  nextFrame(() => root.dataset.drawer === name && document.querySelector(`#${name} [data-fold="${name}"]`)?.focus());
+  focusOnceVisible(document.querySelector(`#${name} [data-fold="${name}"]`), name);
   showPanes();
 };
 const closeDrawer = () => {

@@ -45,9 +45,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 def page(app: App, browser: Browser, seat: Seat) -> Iterator[Page]:
     """The page; Chinese is dark."""
     dark = "dark" if seat.language == "zh" else "light"
-    context = seat.context(
-        browser, color_scheme=dark, bypass_csp=True
-    )  # for axe-core's script
+    context = seat.context(browser, color_scheme=dark, bypass_csp=True)  # for axe-core's script
     page = app.watch(context.new_page())
     page.goto(app.address)
     expect(page.locator("#target")).not_to_be_empty()

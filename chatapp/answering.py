@@ -63,6 +63,7 @@ class Quoted:
 
     quote: Quote
     draft: bool  #: the model is small: the quote is the answer, and the text that follows a draft
+    nearest: bool = False  #: the documents are not likely to say: this is the nearest that they have
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ def answer(
 
     A model that was unloaded is loaded first, and Loading says so.
 
-    Where the documents do not say, nothing follows upon Found: the model would only invent; unless the mode is "auto",
-    where it answers without them. A document that is summed up is what was found, and its Parts follow. Raises
-    EngineError, QuestionTooLong, DigestError, KnowledgeBaseError and Cancelled.
+    Where the documents do not say, the model is not asked: it would only invent. What is nearest is quoted all the
+    same, for the judgement may be wrong. In the mode "auto" the model answers without them, and nothing is quoted. A
+    document that is summed up is what was found, and its Parts follow. Raises EngineError, QuestionTooLong,
+    DigestError, KnowledgeBaseError and Cancelled.
     """
     yield from engine.wake(cancel)
     if question.beside:
@@ -114,12 +116,12 @@ def answer(
         passages, answered = findings.passages, findings.relevance >= question.retrieving.threshold
         chat = question.mode == "auto" and not answered
         yield Found(passages, answered, searched if searched != question.text else None, chat)
-        if not (answered or chat):
-            return
         passages = () if chat else passages
         quote = _searching(lambda: question.base.quote(searched, passages))
         if quote is not None:
-            yield Quoted(quote, is_small(engine))
+            yield Quoted(quote, answered and is_small(engine), nearest=not answered)
+        if not (answered or chat):
+            return
 
     make_plan = partial(planned, engine, question, passages, partial(wording, question.text))
 
@@ -292,4 +294,4 @@ def quote_data(quoted: Quoted) -> dict[str, Any]:
         }
         for part in quoted.quote.parts
     ]
-    return {**parts[0], "text": quoted.quote.text, "draft": quoted.draft, "parts": parts}
+    return {**parts[0], "text": quoted.quote.text, "draft": quoted.draft, "nearest": quoted.nearest, "parts": parts}

@@ -432,7 +432,7 @@ def test_a_quote_comes_before_the_model_and_is_kept_with_the_reply(
     ]
     (file,) = chat.library.open(base).documents()
     part = {"name": "lease.txt", "page": None, "document": file.id, "start": 0, "end": len(CONTRACT), "text": CONTRACT}
-    quote = {**part, "draft": True, "parts": [part]}
+    quote = {**part, "draft": True, "nearest": False, "parts": [part]}
     assert states[1] == ("waiting", quote) and states[-1] == ("done", quote)
     assert (chat.store.messages(conversation)[1].evidence or {})["quote"] == quote
 
@@ -498,7 +498,7 @@ def test_modes_say_whether_the_model_answers_without_documents(
     question = "Who composed the opera about Napoleon's retreat from Moscow?"
     reply = last(chat, conversation, question, add_document(chat, tmp_path))
     assert (reply.text, reply.nothing_found) == (text, mode is None)
-    assert (reply.evidence.chat, reply.evidence.quote) == (mode == "auto", None)
+    assert (reply.evidence.chat, reply.evidence.quote is None) == (mode == "auto", mode is not None)
     assert chat.store.messages(conversation)[1].state == ("done" if mode else "nothing_found")
 
 
@@ -520,6 +520,8 @@ def test_documents_that_do_not_say_offer_what_is_nearest_and_the_model_is_not_ru
     assert [source["name"] for source in reply.sources] == ["lease.txt"]
     kept = chat.store.messages(conversation)[1]
     assert (kept.state, kept.sources) == ("nothing_found", tuple(reply.sources)) and loaded.model.prompts == []
+    quote = (kept.evidence or {})["quote"]
+    assert (quote["nearest"], quote["draft"]) == (True, False) and quote["text"] in reply.sources[0]["text"]
 
 
 def test_an_empty_knowledge_base_does_not_say_and_the_model_is_not_run(

@@ -241,7 +241,7 @@ def test_a_reply_that_has_not_begun_shows_that_it_will() -> None:
     assert render.reply_message(Reply(state="stopped"), "en")["content"] == ""
 
 
-@pytest.mark.parametrize("language, words", [("en", "documents do not say"), ("zh", "文档中没有")])
+@pytest.mark.parametrize("language, words", [("en", "do not seem to say"), ("zh", "文档中似乎没有")])
 def test_documents_that_do_not_say(language: str, words: str) -> None:
     assert words in render.reply_message(Reply(searched=True, state="done"), language)["content"]
     assert words not in render.reply_message(Reply(searched=True, state="done", text="yes"), language)["content"]
@@ -320,7 +320,7 @@ def test_a_code_block_that_was_left_open_does_not_take_the_links() -> None:
 @pytest.mark.parametrize(
     "message, words",
     [
-        (StoredMessage("assistant", "", state="nothing_found"), "The documents do not say anything"),
+        (StoredMessage("assistant", "", state="nothing_found"), "The documents do not seem to say anything"),
         (StoredMessage("assistant", "", state="failed", failure="It <broke>."), "⚠ It &#60;broke&#62;."),
         (StoredMessage("assistant", "It", state="failed", failure="It broke."), "It\n\n⚠ It broke."),
         (StoredMessage("assistant", "", state="interrupted"), "There is no reply."),
@@ -466,6 +466,16 @@ def test_a_quote_stands_above_the_reply_and_a_small_models_text_is_called_a_draf
     assert seen.index(CATALOGUE[language]["quote"]) < seen.index("a.pdf") < seen.index("Said so.")
     assert seen.index("Said so.") < seen.index("The text")
     assert (CATALOGUE[language]["draft"] in seen) is draft
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_is_nearest_stands_below_that_the_documents_do_not_say(language: str) -> None:
+    quote = {"name": "a.pdf", "page": 3, "start": 5, "end": 10, "text": "Said so.", "draft": False, "nearest": True}
+    kept = StoredMessage("assistant", "", state="nothing_found", evidence={"quote": quote})
+    (shown,) = render.messages([kept], language)
+    order = [CATALOGUE[language][key] for key in ("nothing_found", "nearest")] + ["a.pdf", "Said so."]
+    seen = Checked(shown["content"]).seen
+    assert sorted(order, key=seen.index) == order and CATALOGUE[language]["quote"] not in seen
 
 
 def test_each_part_of_a_quote_stands_below_its_place() -> None:

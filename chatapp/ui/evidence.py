@@ -150,6 +150,11 @@ def parts(quote: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
     return quote.get("parts", [quote]) if quote else ()
 
 
+def is_nearest(quote: Mapping[str, Any] | None) -> bool:
+    """Whether it is only what is nearest in documents that had better be said not to answer."""
+    return bool(quote and quote.get("nearest"))
+
+
 def panel(stored: StoredMessage, view: View, library: Library, language: str) -> str:
     """The page of a place with its passage highlighted; for files without pages the passage in its context."""
     evidence = Evidence.from_json(stored.evidence)

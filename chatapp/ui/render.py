@@ -200,10 +200,13 @@ def assistant(
     beside: Evidence | None = None,
     number: int | None = None,
 ) -> str:
-    """The model's Markdown; above it what was quoted, and below it the passages that it was given, folded."""
+    """The model's Markdown, or that the documents do not say, and below it the passages that were found, folded; what
+    was quoted is above the one and below the other."""
     head = "" if beside is None else _head(beside, number, language)
-    text = f"{_closed(text)}\n\n{_folded(sources, language, number)}" if sources else text
-    return f"{head}\n\n{text}" if head else text
+    text, folded = (_closed(text), _folded(sources, language, number)) if sources else (text, "")
+    nearest = beside is not None and evidence.is_nearest(beside.quote)
+    order = [text, head, folded] if nearest else [head, text, folded]
+    return "\n\n".join(part for part in order if part)
 
 
 def _head(beside: Evidence, number: int | None, language: str) -> str:
@@ -211,9 +214,10 @@ def _head(beside: Evidence, number: int | None, language: str) -> str:
     quote, searched = beside.quote, beside.searched_for
     change = "" if number is None else _action("search", number, say(language, "search_edit"))
     lines = [f"<small>{say(language, 'searched_for', text=escape(searched))} {change}</small>"] if searched else []
+    called = "nearest" if evidence.is_nearest(quote) else "quote"
     for at, part in enumerate(evidence.parts(quote), start=1):
         where = evidence.link("quote", number if "document" in part else None, at, place(part, language), language)
-        lines.append(f"<b>{say(language, 'quote')} · {where}</b><br>{flowing(part['text'])}")
+        lines.append(f"<b>{say(language, called)} · {where}</b><br>{flowing(part['text'])}")
     lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""

@@ -438,6 +438,7 @@ def test_what_follows_a_fetch_is_said(language: str) -> None:
     assert say(language, "fetching_model_then") in Checked(model).seen
     assert say(language, "fetching_embedder_then") in Checked(embedder).seen
     assert "<progress" in embedder and "m" in Checked(embedder).seen  # that one can chat meanwhile is not hidden
+    assert "[" not in Checked(embedder).seen  # sentences, and no list of them
 
 
 def test_what_could_not_be_fetched_leaves_ways_on() -> None:

@@ -314,7 +314,8 @@ def _notices(reply: Reply, language: str) -> list[str]:
 def engine_state(status: Status, fetching: Fetching, notes: Sequence[str], embedded: bool, language: str) -> str:
     """The state of the model under its dropdown, below what is being fetched."""
     if fetching.total:
-        return _fetching(fetching, language) + _hints(_ready(status, language) if status.state == "ready" else [])
+        summary, more = _ready(status, language) if status.state == "ready" else ("", [])
+        return _fetching(fetching, language) + _hints([summary, *more])
     if status.state == "loading":
         return _bar(say(language, "state_loading", name=escape(status.name)), status.done, status.total)
     if status.state == "ready":

@@ -365,8 +365,13 @@ def _conversation(id: str, title: str, changed: str, preferences: str) -> Conver
 
 
 def _title(text: str, longest: int) -> str:
-    text = text.strip()
-    return text.splitlines()[0][:longest].strip() if text else ""
+    """The first line; of a longer one the beginning, which ends with a word where there is a space to tell."""
+    first = next(iter(text.strip().splitlines()), "").strip()
+    if len(first) <= longest:
+        return first
+    begun = first[: longest - 1]
+    words = begun.rpartition(" ")[0]
+    return f"{(words if 2 * len(words) > longest else begun).strip()}…"
 
 
 def _json(preferences: Preferences) -> str:

@@ -44,12 +44,21 @@ def test_it_is_in_wal_mode(path: Path) -> None:
     assert sqlite3.connect(path).execute("pragma journal_mode").fetchone() == ("wal",)
 
 
-def test_the_title_is_the_start_of_the_first_line_of_the_first_question(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("长" * 60, "长" * 39 + "…"),
+        ("长" * 40, "长" * 40),
+        ("Which program finds primes with the sieve of Eratosthenes?", "Which program finds primes with the…"),
+        ("Is https://example.org/" + "a" * 40, "Is https://example.org/" + "a" * 16 + "…"),
+    ],
+)
+def test_the_title_is_the_start_of_the_first_line_of_the_first_question(path: Path, line: str, title: str) -> None:
     store = Store(path)
     conversation = store.create().id
-    store.add(conversation, user("\n  " + "长" * 60 + "\nmore"))
+    store.add(conversation, user(f"\n  {line}\nmore"))
     store.add(conversation, user("another"))
-    assert store.conversations()[0].title == "长" * 40
+    assert store.conversations()[0].title == title
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "\u2028\x1c\x85"])

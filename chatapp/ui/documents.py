@@ -29,6 +29,8 @@ from .shelf import Shelf
 SCRIPTS = Path(__file__).with_name("scripts") / "documents"
 #: Files from which on they can be filtered by name.
 MANY = 9
+#: Brings the list into view, where what has become of added files is told.
+SHOW_LIST = "() => document.getElementById('documents')?.scrollIntoView({ block: 'nearest' })"
 FAILURES = (LibraryError, FetchError, KnowledgeBaseError, OSError, LookupError)
 
 #: What is asked again while files are read or embedded.
@@ -109,7 +111,8 @@ def connect(parts: Parts, documents: Documents) -> None:
     doomed = only(parts, "doomed", "base")
     for event in (parts["doomed"].submit, parts["base_delete"].click):
         event(documents.delete, doomed, only(parts, "base", "doomed"), **QUIET)
-    parts["files"].upload(documents.add_files, [parts["files"], *seen], [*everything, parts["files"]], **QUIET)
+    added = parts["files"].upload(documents.add_files, [parts["files"], *seen], [*everything, parts["files"]], **QUIET)
+    added.then(js=SHOW_LIST, **QUIET)
     attached = [*everything, parts["beside"]]
     parts["attach"].upload(documents.attach, [parts["attach"], *seen], attached, **QUIET)
     parts["chips"].click(documents.detach, seen, only(parts, "chips", "beside"), **QUIET)
@@ -167,7 +170,7 @@ class Documents(Section):
                 self._trying(self.language(request), lambda: library.open(event.base).remove_document(event.file))
                 self._forget()
             case "skipped":
-                inform(say(language, "folder_skipped", count=int(event.count)), language, seconds=12)
+                inform(say(language, "folder_skipped", count=int(event.count)), seconds=12)
         return *self.watch_base(base, beside, request), "" if event.do == "remove" else gr.skip()
 
     def new_base(self, name: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -194,7 +197,7 @@ class Documents(Section):
         known = self._known(base)
         if not known or typed.strip() != known[-1]:
             language = self.language(request)
-            inform(say(language, "base_delete_typed", name=escape(known[-1] if known else "")), language)
+            inform(say(language, "base_delete_typed", name=escape(known[-1] if known else "")))
             return gr.skip(), gr.skip()
         self._trying(self.language(request), lambda: self._chat.library.remove(known[-1]))
         self._forget()
@@ -218,7 +221,7 @@ class Documents(Section):
         asked, taken = self._taken(files, base, language, hurry=True)
         for outcome in taken:
             if isinstance(outcome, Ingested) and outcome.state == "failed":
-                inform(escape(localised(outcome.reason or outcome.name, language)), language, seconds=None)
+                inform(escape(localised(outcome.reason or outcome.name, language)), seconds=None)
         known = {each.id for each in beside}
         added = [Beside(asked[-1], id, file.name) for file in taken if (id := _id_of(file)) and id not in known]
         shown = self._looked_at(asked, [*beside, *added], language)

@@ -201,9 +201,9 @@ class DownloadsTab(Section):
             warn(error, language)
             return gr.skip(), gr.skip()
         if not token.strip():
-            inform(say(language, "token_forgotten", host=escape(hub.host)), language)
+            inform(say(language, "token_forgotten", host=escape(hub.host)))
         else:
-            inform(say(language, "token_kept" if keep else "token_used", host=escape(hub.host)), language)
+            inform(say(language, "token_kept" if keep else "token_used", host=escape(hub.host)))
         return "", gr.skip()
 
     def choose(self, offer: Offer | None, variant: int, request: gr.Request) -> tuple[Any, Any, Any]:
@@ -275,7 +275,7 @@ class DownloadsTab(Section):
         found = self._recommender.recommendations(self._startup.machine(), "zh")
         said = say("zh", "notice_chinese", name=found[0].name) if found else say("zh", "notice_chinese_none")
         link = f' <a href="#q-models-0">{say("zh", "better_model")}</a>' if found else ""
-        inform(said + link, "zh", seconds=None)
+        inform(said + link, seconds=None)
 
     def fetching(self) -> tuple[Any, gr.Timer]:
         """The button that tries again, where something could not be fetched; and the timer, while something is."""

@@ -171,7 +171,7 @@ class Model(Section):
         """Frees the memory of the model, after the reply that is being written: OPENED."""
         engine = self._chat.engine
         if engine.busy:
-            inform(say(self.language(request), "unloads", name=escape(engine.status.name)), self.language(request))
+            inform(say(self.language(request), "unloads", name=escape(engine.status.name)))
         yield (gr.skip(),) * len(OPENED)
         self._startup.unload()
         yield self.open(request)
@@ -193,7 +193,7 @@ class Model(Section):
     def _load(self, source: Callable[[], Source], name: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         if self._chat.engine.busy:
             said = name or self._chat.engine.status.name
-            inform(say(self.language(request), "waits", name=escape(said)), self.language(request))
+            inform(say(self.language(request), "waits", name=escape(said)))
         yield (*(gr.skip(),) * (len(OPENED) - 1), gr.Timer(1, active=True))
         try:
             self._chat.engine.load(source())

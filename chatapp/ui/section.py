@@ -15,7 +15,7 @@ from ..sentences import Sentence, localised
 from ..session import Chat
 from ..settings import Settings
 from ..startup import Startup
-from ..texts import preferred, say
+from ..texts import preferred
 from .escaping import escape
 
 #: Gives a text of the catalogue, translated in the browser, whose language document.py has set.
@@ -129,14 +129,14 @@ def told(error: Exception, language: str) -> str:
     return escape(error.said(language) if isinstance(error, HubError | Sentence) else localised(str(error), language))
 
 
-def inform(html: str, language: str, seconds: float | None = 10) -> None:
+def inform(html: str, seconds: float | None = 10) -> None:
     """Shown for a while, or with None until it is closed."""
-    gr.Info(html, duration=seconds, title=say(language, "notice"))
+    gr.Info(html, duration=seconds)
 
 
 def warn(error: Exception, language: str) -> None:
     """Shown until it is closed. Gradio takes messages for HTML, and a sentence may name a file of any name."""
-    gr.Warning(told(error, language), duration=None, title=say(language, "notice"))
+    gr.Warning(told(error, language), duration=None)
 
 
 def busy() -> Any:

@@ -245,7 +245,6 @@ def test_replies_and_questions_have_versions(page: Page) -> None:
     expect(pager(page)).to_have_text("‹ 2/2 ›")
     act(page, "‹")
     expect(pager(page)).to_have_text("‹ 1/2 ›")
-    page.wait_for_timeout(1000)  # Gradio passes over a click while the one before is not yet at its end
     act(page, "Edit", 0)
     expect(page.locator("#text textarea")).to_have_value("What is the capital of <France>? Answer in one sentence.")
     expect(page.locator("#progress")).to_contain_text("new version")

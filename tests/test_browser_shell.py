@@ -140,7 +140,6 @@ def test_messages_have_versions_and_come_back_after_undo(page: Page, seat: Seat)
     answered(page)
     act(page, "‹")
     expect(pager(page)).to_have_text("‹ 1/2 ›")
-    page.wait_for_timeout(1000)  # Gradio passes over a click while the one before is not yet at its end
     act(page, seat.says("edit"), 0)
     expect(page.locator("#text textarea")).to_have_value("First 第一?")
     expect(page.locator("#text textarea")).to_be_focused()

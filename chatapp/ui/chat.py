@@ -93,9 +93,11 @@ def connect(parts: Parts, turns: Turns) -> None:
     sent = [*turn, *only(parts, "chips", "beside")]
     parts["text"].submit(send, asked, sent, concurrency_limit=None, **QUIET)
     parts["actions"].click(act, only(parts, "conversation", "base"), turn, concurrency_limit=None, **QUIET)
-    # By an event of its own, each of which counts: a click would wait for none while a reply is written anew.
-    shown = {"trigger_mode": "multiple", "concurrency_limit": None, **QUIET}
-    parts["actions"].expand(turns.show, only(parts, "conversation"), only(parts, "sources"), **shown)
+    # What writes no reply has events of its own, each of which counts: Gradio passes over a click while the one before
+    # is not at its end.
+    quick = {"trigger_mode": "multiple", "concurrency_limit": None, **QUIET}
+    parts["actions"].apply(turns.move, only(parts, "conversation"), turn, **quick)
+    parts["actions"].expand(turns.show, only(parts, "conversation"), only(parts, "sources"), **quick)
     parts["text"].stop(turns.stop, queue=False)
 
 
@@ -135,18 +137,18 @@ class Turns(Section):
     def act(
         self, event: gr.EventData, conversation: str | None, base: list[str], request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Does what a link below a message, or beside a document, says: TURN."""
-        if event.do == "summarise":
-            yield from self._sum_up(event.message, conversation, asking(base), request)
-            return
-        if not conversation:
-            yield NOTHING
-            return
+        """Writes what a link below a message, or beside a document, asks for: TURN."""
         try:
             yield from self._act(event.do, event.message, conversation, asking(base), request)
-        except TreeError as error:  # the page showed what another window has changed
-            warn(error, self.language(request))
-            yield (*render.conversation(self._chat.store.tree(conversation), self.language(request)), *NOTHING[3:])
+        except TreeError as error:
+            yield self._changed(error, conversation, request)
+
+    def move(self, event: gr.EventData, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Goes where a link below a message or the input leads: TURN."""
+        try:
+            return self._move(event.do, event.message, conversation, self.language(request))
+        except TreeError as error:
+            return self._changed(error, conversation, request)
 
     def show(self, event: gr.EventData, conversation: str | None, request: gr.Request) -> Any:
         """The page of a citation, a quote or a source in the place of the sources, or these again."""
@@ -162,25 +164,16 @@ class Turns(Section):
         return evidence.panel(stored, view, self._chat.library, language)
 
     def _act(
-        self, do: str, message: int, conversation: str, base: Asked, request: gr.Request
+        self, do: str, message: int, conversation: str | None, base: Asked, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        language, chat, tree = self.language(request), self._chat, self._chat.store.tree(conversation)
+        if do == "summarise":
+            yield from self._sum_up(message, conversation, base, request)
+            return
+        if not conversation:
+            yield NOTHING
+            return
+        chat, tree = self._chat, self._chat.store.tree(conversation)
         match do:
-            case "choose":
-                yield self._moved(chat.choose(conversation, message), language)
-            case "undo":
-                yield self._moved(chat.undo(conversation), language)
-            case "earlier":
-                yield (render.branch(tree, language, message), *NOTHING[1:])
-            case "edit":
-                text = gr.update(value=tree.editable(message).message.content)
-                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, message, *NOTHING[7:])
-            case "search":  # the question again, as it was searched for
-                beside = Evidence.from_json(tree[message].message.evidence)
-                text, asked = gr.update(value=beside.searched_for or ""), tree.question(message).id
-                yield (*NOTHING[:2], render.editing(language), *NOTHING[3:5], text, asked, *NOTHING[7:])
-            case "cancel":
-                yield (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None, *NOTHING[7:])
             case "regenerate":
                 before = tree.path_to(tree.question(message).id)
                 start = partial(chat.regenerate, conversation, message)
@@ -192,6 +185,37 @@ class Turns(Section):
                 )
             case _:  # a model can write links too
                 yield NOTHING
+
+    def _move(self, do: str, message: int, conversation: str | None, language: str) -> tuple[Any, ...]:
+        if not conversation:
+            return NOTHING
+        chat, tree = self._chat, self._chat.store.tree(conversation)
+        match do:
+            case "choose":
+                return self._moved(chat.choose(conversation, message), language)
+            case "undo":
+                return self._moved(chat.undo(conversation), language)
+            case "earlier":
+                return (render.branch(tree, language, message), *NOTHING[1:])
+            case "edit":
+                return self._editing(tree.editable(message).message.content, message, language)
+            case "search":  # the question again, as it was searched for
+                beside = Evidence.from_json(tree[message].message.evidence)
+                return self._editing(beside.searched_for or "", tree.question(message).id, language)
+            case "cancel":
+                return (*NOTHING[:2], "", *NOTHING[3:5], gr.update(value=""), None, *NOTHING[7:])
+            case _:  # a model can write links too
+                return NOTHING
+
+    def _editing(self, text: str, message: int, language: str) -> tuple[Any, ...]:
+        """A text in the input, which is to be another version of a message: TURN."""
+        return (*NOTHING[:2], render.editing(language), *NOTHING[3:5], gr.update(value=text), message, *NOTHING[7:])
+
+    def _changed(self, error: TreeError, conversation: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """The page showed what another window has changed: TURN."""
+        language = self.language(request)
+        warn(error, language)
+        return (*render.conversation(self._chat.store.tree(conversation or ""), language), *NOTHING[3:])
 
     def _sum_up(
         self, number: int, conversation: str | None, base: Asked, request: gr.Request

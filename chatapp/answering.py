@@ -96,7 +96,7 @@ def answer(
 
     A model that was unloaded is loaded first, and Loading says so.
 
-    Where the documents do not say, the model is not asked: it would only invent. What is nearest is quoted all the
+    Where the documents do not say, the model is not asked: it would only invent. What is near is quoted all the
     same, for the judgement may be wrong. In the mode "auto" the model answers without them, and nothing is quoted. A
     document that is summed up is what was found, and its Parts follow. Raises EngineError, QuestionTooLong,
     DigestError, KnowledgeBaseError and Cancelled.
@@ -117,7 +117,8 @@ def answer(
         chat = question.mode == "auto" and not answered
         yield Found(passages, answered, searched if searched != question.text else None, chat)
         passages = () if chat else passages
-        quote = _searching(lambda: question.base.quote(searched, passages))
+        quoted = passages if answered or findings.near else ()
+        quote = _searching(lambda: question.base.quote(searched, quoted))
         if quote is not None:
             yield Quoted(quote, answered and is_small(engine), nearest=not answered)
         if not (answered or chat):

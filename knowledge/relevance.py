@@ -26,6 +26,8 @@ OTHER_WEIGHTS = (11.244, 1.519)
 OTHER_BIAS = -12.144
 # Biases are such that this loses 3 % of a language's questions that have an answer.
 ANSWERED = 0.5
+# Of the questions with an answer whose quote was right none was taken to be less likely.
+NEAR = 0.05
 
 _READ = 3  # passages whose sentences count
 _COMPARED = 11  # the nearest passage, and the ten that it is to be ahead of

@@ -55,6 +55,11 @@ class Findings:
         """False where the documents had better be said not to answer; the passages are then the nearest there are."""
         return self.relevance >= relevance.ANSWERED
 
+    @property
+    def near(self) -> bool:
+        """Whether they may answer all the same, so that what is nearest is worth quoting."""
+        return self.relevance >= relevance.NEAR
+
 
 @dataclass(frozen=True)
 class Where:

@@ -282,7 +282,8 @@ def _base_of(passage: Passage) -> dict[str, str]:
 
 def quote_data(quoted: Quoted) -> dict[str, Any]:
     """A quote as JSON: its parts, and beside its whole text the place of the first part. `start` and `end` are
-    characters in the text of the part's passage, `document` is the id of that one's document."""
+    characters in the text of the part's passage, `document` is the id of that one's document; its sentence may go on
+    behind it."""
     parts = [
         {
             "name": part.passage.name,
@@ -291,6 +292,7 @@ def quote_data(quoted: Quoted) -> dict[str, Any]:
             "start": part.start,
             "end": part.end,
             "text": part.text,
+            "goes_on": part.goes_on,
             **_base_of(part.passage),
         }
         for part in quoted.quote.parts

@@ -17,7 +17,7 @@ from langchain_core.embeddings import Embeddings
 from knowledge import asked, terms
 from knowledge.ranking import share
 from knowledge.retrieval import Passage, language
-from knowledge.statements import Sentence, different, is_short, length, rarity, shares, trimmed
+from knowledge.statements import Sentence, different, is_short, length, rarity, rest, shares, trimmed
 from knowledge.vectors import unit_rows
 
 EMBEDDED = 8  #: sentences, the best ones by everything else, in one batch
@@ -48,6 +48,11 @@ class Span:
     @property
     def text(self) -> str:
         return self.passage.text[self.start : self.end]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its sentence does, behind it."""
+        return rest(self.passage.text, self.end) > 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def likeliest(passages: Sequence[Passage], sentences: Sequence[Sentence], scores
         if cut := _beside(sentences[first], sentences[second]):
             left = len(cut.text) / len(sentences[second].text)
             likely[sentences[first], cut] = chances[first] + left * chances[second]
-    return Quote(_parts(passages, max(likely, key=likely.__getitem__)))
+    return Quote(_whole(_parts(passages, max(likely, key=likely.__getitem__))))
 
 
 def _beside(first: Sentence, second: Sentence) -> Sentence | None:
@@ -130,6 +135,18 @@ def _parts(passages: Sequence[Passage], sentences: Sequence[Sentence]) -> tuple[
             start = parts.pop().start
         parts.append(Span(passage, start, sentence.end))
     return tuple(parts)
+
+
+def _whole(parts: Sequence[Span]) -> tuple[Span, ...]:
+    """The parts, each to the end of its sentence where there is room: what was cut at a clause may mislead."""
+    whole = list(parts)
+    for at, part in enumerate(parts):
+        longer = replace(part, end=part.end + rest(part.passage.text, part.end))
+        following = [other for other in whole[at + 1 :] if other.passage is part.passage]
+        apart = all(longer.end <= other.start for other in following)
+        if apart and is_short(*(other.text for other in [*whole[:at], longer, *whole[at + 1 :]])):
+            whole[at] = longer
+    return tuple(whole)
 
 
 def _figures(question: str, passages: Sequence[Passage], sentences: Sequence[Sentence]) -> np.ndarray:

@@ -278,8 +278,8 @@ def _join(groups: list[list[StoredChunk]], chunk: StoredChunk) -> bool:
     return False
 
 
-def _page_of(chunk: StoredChunk) -> tuple[str | None, str, int | None]:
-    return chunk.base, chunk.document, chunk.page
+def _page_of(chunk: StoredChunk) -> tuple[str | None, str, int | None, str | None]:
+    return chunk.base, chunk.document, chunk.page, chunk.label
 
 
 def _passage(group: Sequence[StoredChunk], score: float) -> Passage:

@@ -22,6 +22,9 @@ _ENDS = re.compile(
 )
 _CLAUSE_ENDS = re.compile(r"[，、：,;:]\s*|\s+")
 _WORD = re.compile(r"[^\W_\u3400-\u9fff]+(?:['’.,-][^\W_\u3400-\u9fff]+)*|[\u3400-\u9fff]")
+# A semicolon ends what is judged, but not what is quoted.
+_FULL_STOP = re.compile(r"[。！？.!?][”’」』）》\"')\]]*\s*$")
+_REST = re.compile(r"[^\n]*?(?:[。！？]+[”’」』）》\"]*|[.!?][\"'”’)\]]*(?=\s|$)|(?=\n)|$)")
 _HEADING = 0.7  # of the next line: a first line as long as this is no heading
 
 
@@ -92,6 +95,14 @@ def _pieces(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
         yield from trimmed(text, [start, cut])
         start = cut
     yield from trimmed(text, [start, stop])
+
+
+def rest(text: str, end: int) -> int:
+    """How many characters of the sentence that is cut at `end` are behind it; none where it ends there."""
+    if _FULL_STOP.search(text[:end]):
+        return 0
+    behind = _REST.match(text, end)
+    return len(behind[0].rstrip()) if behind and _WORD.search(behind[0]) else 0
 
 
 def is_short(*texts: str) -> bool:

@@ -60,6 +60,29 @@ def test_a_quote_is_of_two_passages_where_both_may_answer() -> None:
     assert found.text == "Anna Miller sold the mill in 1950. … In 1962 Anna Miller sold the mill again."
 
 
+PROBATION = (
+    "劳动合同期限三个月以上不满一年的，试用期不得超过一个月；劳动合同期限一年以上不满三年的，试用期不得超过二个月；"
+    "三年以上固定期限和无固定期限的劳动合同，试用期不得超过六个月。"
+)
+
+
+def test_a_sentence_is_quoted_to_its_end_where_there_is_room() -> None:
+    article = passage(f"{PROBATION}同一用人单位与同一劳动者只能约定一次试用期。")
+    clauses = list(sentences_of(0, article.text))
+    scores = np.array(
+        [9.0 - 3 * abs(place - 1) for place in range(len(clauses))]
+    )  # the second clause, then a neighbour
+    (part,) = likeliest([article], clauses, scores).parts
+    assert part.text.startswith("劳动合同期限三个月") and part.end == len(PROBATION) and not part.goes_on
+
+
+def test_what_had_no_room_is_said_to_go_on() -> None:
+    long = passage("one, two, " * 45 + "three.")
+    (clause, *_) = sentences_of(0, long.text)
+    (part,) = likeliest([long], [clause], np.array([1.0])).parts
+    assert part.end < len(long.text) and part.goes_on
+
+
 def test_what_two_passages_share_is_quoted_once() -> None:
     shared = "Anna Miller sold the mill in 1950. It has a red roof."
     found = quote("When was the mill sold?", [passage(shared), passage(shared, 0.8, "b.txt")], HashEmbeddings())

@@ -1,6 +1,7 @@
 """Search as a whole: ranking, languages, filters, joined and collapsed passages, and saying that nothing answers."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,8 @@ def test_neighbours_are_joined_without_saying_anything_twice():
     assert [passage.text for passage in found(second, first, apart, page)] == texts
     run = [chunk(number, position=number, text=f"{'abcd'[number]} {number}") for number in range(4)]
     assert [passage.text for passage in found(*run)] == ["a 0\nb 1\nc 2", "d 3"]
+    sheets = [replace(each, label=f"Sheet{each.id // 2}") for each in run]
+    assert [passage.text for passage in found(*sheets)] == ["a 0\nb 1", "c 2\nd 3"]
 
 
 def test_the_same_text_is_shown_once_but_another_number_is_another_text():

@@ -432,6 +432,7 @@ def test_a_quote_comes_before_the_model_and_is_kept_with_the_reply(
     ]
     (file,) = chat.library.open(base).documents()
     part = {"name": "lease.txt", "page": None, "document": file.id, "start": 0, "end": len(CONTRACT), "text": CONTRACT}
+    part["goes_on"] = False
     quote = {**part, "draft": True, "nearest": False, "parts": [part]}
     assert states[1] == ("waiting", quote) and states[-1] == ("done", quote)
     assert (chat.store.messages(conversation)[1].evidence or {})["quote"] == quote

@@ -217,7 +217,8 @@ def _head(beside: Evidence, number: int | None, language: str) -> str:
     called = "nearest" if evidence.is_nearest(quote) else "quote"
     for at, part in enumerate(evidence.parts(quote), start=1):
         where = evidence.link("quote", number if "document" in part else None, at, place(part, language), language)
-        lines.append(f"<b>{say(language, called)} · {where}</b><br>{flowing(part['text'])}")
+        more = " …" if part.get("goes_on") else ""
+        lines.append(f"<b>{say(language, called)} · {where}</b><br>{flowing(part['text'])}{more}")
     lines += [f"<small>{say(language, 'chat_instead')}</small>"] if beside.chat else []
     lines += [f"<small>{say(language, 'draft')}</small>"] if quote and quote["draft"] else []
     return f'<article class="quote"><p>{"</p><p>".join(lines)}</p></article>' if lines else ""

@@ -1,10 +1,12 @@
-// A page as wide as the pane, or up to three times as wide; the pane then scrolls.
-const zoom = (panel, larger) => {
+// A page as wide as the pane, or up to three times as wide, as the one before it was; the pane then scrolls.
+let width = 100;
+const widen = (panel) => {
   const paper = panel?.querySelector(".paper");
-  if (!paper) return;
-  const width = Number(paper.dataset.width || 100) + (larger ? 50 : -50);
-  paper.dataset.width = Math.min(Math.max(width, 100), 300);
-  paper.style.width = `${paper.dataset.width}%`;
+  if (paper) paper.style.width = `${width}%`;
+};
+const zoom = (panel, larger) => {
+  width = Math.min(Math.max(width + (larger ? 50 : -50), 100), 300);
+  widen(panel);
   showHighlight(panel);
 };
 
@@ -20,6 +22,7 @@ const showHighlight = (panel) => {
 const sources = document.getElementById("sources");
 if (sources) {
   new MutationObserver(() => {
+    widen(sources);
     const picture = sources.querySelector(".evidence img");
     if (picture && !picture.complete) picture.addEventListener("load", () => showHighlight(sources), { once: true });
     showHighlight(sources);

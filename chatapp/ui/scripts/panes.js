@@ -33,19 +33,21 @@ const unfold = (name, open = true) => {
 };
 
 // A drawer takes the focus, the rest of the page waits, and what opened it gets the focus back. What is only about to
-// become visible can't take it, so it is tried with each frame.
-const focusOnceVisible = (button, pane) =>
+// become visible can't take it, and Gradio may draw the button anew, so it is tried with each frame.
+const focusOnceVisible = (pane) =>
   requestAnimationFrame(() => {
     if (root.dataset.drawer !== pane) return;
-    button.focus();
-    if (button.isConnected && document.activeElement !== button) focusOnceVisible(button, pane);
+    const button = document.querySelector(`#${pane} [data-fold="${pane}"]`);
+    button?.focus();
+    if (document.activeElement !== button) focusOnceVisible(pane);
   });
+const keepFocus = () => root.dataset.drawer && document.activeElement === document.body && focusOnceVisible(root.dataset.drawer);
 const draw = (name) => {
   if (root.dataset.drawer === name) return;
   drawnBy ??= document.activeElement;
   root.dataset.drawer = name;
   for (const pane of PANES) document.getElementById(pane).inert = pane !== name;
-  focusOnceVisible(document.querySelector(`#${name} [data-fold="${name}"]`), name);
+  focusOnceVisible(name);
   showPanes();
 };
 const closeDrawer = () => {
@@ -91,4 +93,4 @@ nameLandmarks();
 showPanes();
 // Gradio draws what holds the buttons anew once it has their texts.
 for (const place of document.querySelectorAll("#brand, #fold, #top .narrow-only, .section-head"))
-  new MutationObserver(showPanes).observe(place, { childList: true, subtree: true });
+  new MutationObserver(() => (showPanes(), keepFocus())).observe(place, { childList: true, subtree: true });

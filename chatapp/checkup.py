@@ -140,7 +140,7 @@ def _bases(chat: Chat) -> Outcome:
 def _disk(settings: Settings) -> Outcome:
     free = shutil.disk_usage(settings.data).free
     key = "check_disk" if free >= LEAST_DISK else "check_disk_little"
-    return Outcome(free >= LEAST_DISK, Sentence(key, free=f"{free / GIB:.1f}"))
+    return Outcome(free >= LEAST_DISK, Sentence(key, free=f"{free / 1e9:.1f}"))
 
 
 def _trying(failed: str, check: Callable[[], Outcome]) -> Outcome:

@@ -74,8 +74,8 @@ class About(Section):
         figures = say(
             language,
             "folder_figures",
-            size=f"{_size(data) / GIB:.2f}",
-            free=f"{shutil.disk_usage(data).free / GIB:.1f}",
+            size=f"{_size(data) / 1e9:.2f}",
+            free=f"{shutil.disk_usage(data).free / 1e9:.1f}",
         )
         return (
             f"<h3>{say(language, 'set_folder')}</h3><p><code>{escape(str(data))}</code></p>"

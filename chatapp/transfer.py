@@ -52,7 +52,7 @@ class MessageFile(_Strict):
     chat_format: Text | None = None
     state: Literal["done", "stopped", "failed", "nothing_found", "interrupted", "writing"] = "done"
     failure: Text = ""
-    reason: Literal["stop", "length", "window"] | None = None
+    reason: Literal["stop", "length", "window", "loop"] | None = None
 
     @classmethod
     def of(cls, message: StoredMessage, parent: int | None) -> MessageFile:

@@ -358,11 +358,13 @@ def test_every_state_of_a_reply_has_its_line(language: str) -> None:
         "stopped": Reply(state="stopped"),
         "done": Reply(state="done", end=End("stop", timings)),
         "cut": Reply(state="done", end=End("length", timings), plan=plan),
+        "loop": Reply(state="done", end=End("loop", timings)),
     }
     lines = {name: Checked(render.progress_line(reply, language)).seen for name, reply in replies.items()}
     assert len(set(lines.values())) == len(lines) and all(lines.values())
     assert "2" in lines["waiting"] and "1,200" in lines["reading"] and "3,400" in lines["reading"]
     assert "5.0" in lines["done"] and "11" in lines["done"]  # ten more tokens in two seconds
+    assert CATALOGUE[language]["cut_loop"] in lines["loop"]
     assert lines["cut"].startswith(lines["done"]) and CATALOGUE[language]["budget_memory"] in lines["cut"]
 
 
@@ -490,3 +492,11 @@ def test_each_part_of_a_quote_stands_below_its_place() -> None:
     seen = Checked(shown["content"]).seen
     order = ["a.pdf", "page 3", "Said so.", "b.pdf", "page 7", "So <said>.", "The text"]
     assert sorted(order, key=seen.index) == order and "…" not in seen
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_kept_reply_that_repeated_itself_says_so(language: str) -> None:
+    messages = [StoredMessage("user", "hi"), StoredMessage("assistant", "so so", reason="loop")]
+    tree = Tree({0: Node(0, None, messages[0]), 1: Node(1, 0, messages[1])}, 1)
+    shown = render.branch(tree, language)[-1]["content"]
+    assert CATALOGUE[language]["cut_loop"] in shown and CATALOGUE[language]["continue"] in shown

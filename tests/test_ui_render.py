@@ -324,6 +324,8 @@ def test_a_code_block_that_was_left_open_does_not_take_the_links() -> None:
         (StoredMessage("assistant", "", state="failed", failure="It <broke>."), "⚠ It &#60;broke&#62;."),
         (StoredMessage("assistant", "It", state="failed", failure="It broke."), "It\n\n⚠ It broke."),
         (StoredMessage("assistant", "", state="interrupted"), "There is no reply."),
+        (StoredMessage("assistant", "", state="writing"), "*Being written in another window; reload to see it.*"),
+        (StoredMessage("assistant", "```\nx", state="writing"), "```\nx\n```\n\n*Being written in another window;"),
     ],
 )
 def test_how_a_kept_reply_ended_is_shown(message: StoredMessage, words: str) -> None:

@@ -170,12 +170,14 @@ def exports(conversation: str, language: str) -> str:
 
 
 def _stored_reply(message: StoredMessage, number: int | None, language: str) -> str:
-    """A reply on disk; one that failed or was stopped before its first word says so."""
+    """A reply on disk; one that failed or was stopped before its first word, or is still being written, says so."""
     beside = Evidence.from_json(message.evidence)
     text = evidence.marked(message.content, beside, number, language)
     if not text and message.state == "nothing_found":
         text = say(language, "nothing_found")
-    if not text and not message.failure:
+    if message.state == "writing":
+        text = f"{_closed(text)}\n\n*{say(language, 'being_written')}*".strip()
+    elif not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
     return assistant(_with_failure(text, message.failure, language), message.sources, language, beside, number)
 

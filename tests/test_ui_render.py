@@ -12,7 +12,7 @@ from chatapp.checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
 from chatapp.ledger import Entry, Ledger, LeftOut
-from chatapp.library import Library
+from chatapp.library import Batch, Library
 from chatapp.session import Beside, Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
@@ -502,3 +502,10 @@ def test_a_kept_reply_that_repeated_itself_says_so(language: str) -> None:
     tree = Tree({0: Node(0, None, messages[0]), 1: Node(1, 0, messages[1])}, 1)
     shown = render.branch(tree, language)[-1]["content"]
     assert CATALOGUE[language]["cut_loop"] in shown and CATALOGUE[language]["continue"] in shown
+
+
+def test_files_that_could_not_be_read_are_not_ready() -> None:
+    batches = [Batch(3, 1, 1, 0.7, None), Batch(2, 1, 1, 0.9, None)]
+    assert "2 of 5 files are ready · 2 could not be read<" in shelf.working(batches, "en")
+    assert "2 / 5" in (shown := shelf.working(batches, "zh")) and "2 个无法读取" in shown
+    assert "read<" not in shelf.working([Batch(3, 1, 0, 0.7, None)], "en")

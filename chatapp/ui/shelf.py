@@ -137,11 +137,12 @@ def _note(outcome: Ingested, language: str) -> str:
 
 def working(batches: Sequence[Batch], language: str) -> str:
     """How far the files are that are being read and embedded, all together."""
-    count, through = sum(batch.files for batch in batches), sum(batch.through for batch in batches)
+    count, failed = sum(batch.files for batch in batches), sum(batch.failed for batch in batches)
     if not count:
         return ""
     share = sum(batch.share * batch.files for batch in batches) / count
-    line = say(language, "ingest_working", done=through, total=count)
+    line = say(language, "ingest_working", done=sum(batch.done for batch in batches), total=count)
+    line += f" · {say(language, 'ingest_unread', count=failed)}" if failed else ""
     seconds = [batch.seconds for batch in batches if batch.files]
     left = "" if None in seconds else f" · {left_of(sum(seconds), language)}"
     return f'<p class="hint">{line}{left}</p><progress value="{share:.3f}" max="1"></progress>'

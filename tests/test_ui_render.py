@@ -13,6 +13,7 @@ from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
 from chatapp.ledger import Entry, Ledger, LeftOut
 from chatapp.library import Batch, Library
+from chatapp.preferences import Preferences
 from chatapp.session import Beside, Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
@@ -20,6 +21,8 @@ from chatapp.store import Hit, Store, StoredMessage
 from chatapp.texts import CATALOGUE, say
 from chatapp.tree import Node, Tree
 from chatapp.ui import budget, page, render, shelf
+from chatapp.ui.conversations import Conversations
+from chatapp.ui.documents import Documents
 from chatapp.ui.model import Model
 from chatapp.ui.section import Desk
 from chatapp.words import Snippet
@@ -509,3 +512,15 @@ def test_files_that_could_not_be_read_are_not_ready() -> None:
     assert "2 of 5 files are ready · 2 could not be read<" in shelf.working(batches, "en")
     assert "2 / 5" in (shown := shelf.working(batches, "zh")) and "2 个无法读取" in shown
     assert "read<" not in shelf.working([Batch(3, 1, 0, 0.7, None)], "en")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_search_without_a_hit_says_so(tmp_path: Path, language: str) -> None:
+    desk = desk_of(tmp_path)
+    desk.chat.store.insert("Lease", Preferences(), chain(StoredMessage("user", "hi")))
+    request = gr.Request(headers={"accept-language": language}, session_hash="s")
+    desk.chat.choose_for_all(language=language)
+    searching = Conversations(desk, Documents(desk))
+    shown = {text: searching.search(text, None, request) for text in ("zebra", "lease", "")}
+    assert shown["zebra"]["choices"] == [] and shown["zebra"]["info"] == CATALOGUE[language]["search_nothing"]
+    assert [shown[text]["info"] for text in ("lease", "")] == ["", ""] and shown["lease"]["choices"]

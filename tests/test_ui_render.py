@@ -1,6 +1,7 @@
 """What the page shows: nothing that is not ours acts, and every state has its words."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -524,3 +525,10 @@ def test_a_search_without_a_hit_says_so(tmp_path: Path, language: str) -> None:
     shown = {text: searching.search(text, None, request) for text in ("zebra", "lease", "")}
     assert shown["zebra"]["choices"] == [] and shown["zebra"]["info"] == CATALOGUE[language]["search_nothing"]
     assert [shown[text]["info"] for text in ("lease", "")] == ["", ""] and shown["lease"]["choices"]
+
+
+def test_one_page_and_one_file_are_singular() -> None:
+    one, four = (replace(file("a.pdf", "done"), pages=pages) for pages in (1, 4))
+    shown = shelf.listing([shelf.Shelf("a", [one]), shelf.Shelf("b", [four, one])], "en")
+    assert re.findall(r"\b\d pages?\b", shown) == ["1 page", "4 pages", "1 page"]
+    assert re.findall(r"\b\d files?\b", shown) == ["1 file", "2 files"]

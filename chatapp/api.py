@@ -182,7 +182,7 @@ class Completion:
 
 
 def _finish_reason(end: End | None) -> str:
-    return "stop" if end is None or end.reason == "stop" else "length"
+    return "stop" if end is None or end.reason in ("stop", "loop") else "length"
 
 
 def _usage(end: End | None) -> dict[str, Any]:

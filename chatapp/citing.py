@@ -10,11 +10,14 @@ from typing import Any
 
 from knowledge import KnowledgeBase, Passage, Several
 from knowledge.cite import Citation, Cited, Citer, Problem, Span
+from knowledge.sentences import is_ended
 
 from .preferences import Asked
 
 #: What can go wrong with an embedding model; a reply then has no more citations.
 FAILURES = (OSError, RuntimeError, MemoryError)
+#: What stands for bytes that are no character.
+DAMAGE = "\ufffd"
 
 
 @dataclass
@@ -81,15 +84,17 @@ def _from_json(kept: Mapping[str, Any]) -> Cited:
 
 
 class Citing:
-    """Cites a reply in a thread of its own, so that no token waits for it."""
+    """Cites a reply in a thread of its own, so that no token waits for it. Damaged sentences are left out."""
 
     def __init__(self, base: KnowledgeBase | Several | None, passages: Sequence[Passage]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="citing")
         self._citer = self._pool.submit(_ready, lambda: _citer(base, passages))
         self._pending: list[Future[list[Cited]]] = []
         self._cited: list[Cited] = []
+        self._text = ""
 
     def feed(self, text: str) -> None:
+        self._text += text
         self._pending.append(self._pool.submit(lambda: self._citer.result().feed(text)))
 
     def so_far(self) -> list[Cited]:
@@ -98,20 +103,30 @@ class Citing:
             self._take(self._pending.pop(0))
         return self._cited
 
-    def end(self) -> list[Cited]:
-        """All sentences; waits for them."""
+    def end(self, cut: bool = False) -> list[Cited]:
+        """All sentences; waits for them. Where the reply was cut off, without the one that has no end."""
         self._pending.append(self._pool.submit(lambda: self._citer.result().end()))
         for future in self._pending:
             self._take(future)
         self._pending = []
         self._pool.shutdown()
+        if cut and self._cited and self._is_open(self._cited[-1]):
+            self._cited.pop()
         return self._cited
 
     def _take(self, future: Future[list[Cited]]) -> None:
         try:
-            self._cited += future.result()
+            self._cited += [cited for cited in future.result() if DAMAGE not in self._said(cited)]
         except FAILURES:
             logging.exception("A sentence of a reply could not be cited")
+
+    def _is_open(self, last: Cited) -> bool:
+        """Whether the text breaks off within a sentence."""
+        rest = self._text[last.end :]
+        return not rest.strip() and "\n" not in rest and not is_ended(self._said(last))
+
+    def _said(self, cited: Cited) -> str:
+        return self._text[cited.start : cited.end]
 
 
 def _citer(base: KnowledgeBase | Several | None, passages: Sequence[Passage]) -> Citer:

@@ -469,7 +469,7 @@ class Engine:
         self, loaded: LoadedModel, plan: Plan, chunk: int, options: Mapping[str, Any], cancel: threading.Event
     ) -> Iterator[Event]:
         prompt, window = plan.prompt, len(plan.prompt.ids) + plan.reply
-        sampling = Sampling(**{**loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
+        sampling = Sampling(**{"end_loops": True, **loaded.chat_format.sampling, **options, "max_tokens": plan.reply})
         with self._caches.lend(prompt.ids, window) as loan:
             loan.cache.on_layer = lambda layer: _raise_if(cancel)
             events = models.generate(

@@ -36,11 +36,12 @@ class LibraryError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Files of a knowledge base that are worked on together: how many, how many of them are through, and the share of
-    the work that is done, 0 to 1. seconds: until all are embedded, where that can be told."""
+    """Files of a knowledge base that are worked on together: how many, how many of them are done and have failed,
+    and the share of the work that is done, 0 to 1. seconds: until all are embedded, where that can be told."""
 
     files: int
-    through: int
+    done: int
+    failed: int
     share: float
     seconds: float | None
 
@@ -129,9 +130,10 @@ class Library:
         unfinished = {file.id for file in status.files if file.state in UNFINISHED}
         batch = self._batches.get(name, set()) | unfinished if unfinished else set()
         self._batches[name] = batch
-        shares = [_share(file) for file in status.files if file.id in batch]
-        share = sum(shares) / len(shares) if shares else 1.0
-        return Batch(len(shares), len(batch - unfinished), share, status.seconds)
+        files = [file for file in status.files if file.id in batch]
+        share = sum(map(_share, files)) / len(files) if files else 1.0
+        done, failed = (sum(file.state == state for file in files) for state in ("done", "failed"))
+        return Batch(len(files), done, failed, share, status.seconds)
 
     def read_again(self, name: str, document: str) -> None:
         """Lets a file of a knowledge base be read anew, behind."""

@@ -34,7 +34,7 @@ create table message (
     sources text not null,          -- JSON: [{"name", "page", "score", "text"}]
     state text not null,            -- of a reply: writing, done, stopped, failed, nothing_found or interrupted
     failure text not null,
-    reason text,                    -- why generation ended: stop, length or window
+    reason text,                    -- why generation ended: stop, length, window or loop
     ledger text,                    -- JSON: what its window was spent on, as Ledger.as_json gives it
     evidence text                   -- JSON: what its sentences draw on, as Evidence.as_json gives it
 );

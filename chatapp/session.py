@@ -120,7 +120,8 @@ class Reply:
     def end_citing(self) -> None:
         """Waits for the citations that are not found yet."""
         if self.citing is not None:
-            self.evidence.cited = list(self.citing.end())
+            cut = self.end is None or self.end.reason != "stop"
+            self.evidence.cited = list(self.citing.end(cut))
             self.citing = None
 
 

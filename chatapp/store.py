@@ -63,7 +63,7 @@ class StoredMessage:
     @property
     def unfinished(self) -> bool:
         """Whether it is a reply that could go on."""
-        cut = self.state in ("stopped", "failed", "interrupted") or self.reason in ("length", "window")
+        cut = self.state in ("stopped", "failed", "interrupted") or self.reason in ("length", "window", "loop")
         return self.role == "assistant" and bool(self.content) and self.state != "writing" and cut
 
 

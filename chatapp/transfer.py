@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from .preferences import Preferences, Text
 from .store import Conversation, Store, StoredMessage
@@ -19,6 +20,8 @@ MOST_MESSAGES = 100_000
 
 #: A line that Markdown files use as structure; one in a message gets a backslash more, and loses it on the way back.
 MARK = re.compile(r"(\\*)((?:## (?:User|Assistant)|### Sources)[ \t\r]*)")
+#: How JSON begins: an object, or a list of such, which other programs export.
+JSON = re.compile(r"\s*(?:\{|\[\s*[{\[\]])")
 HEADINGS = {"user": "## User", "assistant": "## Assistant"}
 ROLES = {heading: role for role, heading in HEADINGS.items()}
 SOURCES = "### Sources"
@@ -52,7 +55,7 @@ class MessageFile(_Strict):
     chat_format: Text | None = None
     state: Literal["done", "stopped", "failed", "nothing_found", "interrupted", "writing"] = "done"
     failure: Text = ""
-    reason: Literal["stop", "length", "window"] | None = None
+    reason: Literal["stop", "length", "window", "loop"] | None = None
 
     @classmethod
     def of(cls, message: StoredMessage, parent: int | None) -> MessageFile:
@@ -143,7 +146,7 @@ def import_file(store: Store, data: bytes) -> Conversation:
         raise TransferError(f"The file can't be imported: it is larger than {LARGEST // 1_000_000} MB.")
     try:
         text = data.decode("utf-8-sig")
-        read = _from_json if text.lstrip().startswith("{") else _from_markdown
+        read = _from_json if JSON.match(text) else _from_markdown
         return store.insert(*read(text))
     except UnicodeDecodeError as error:
         raise TransferError("The file can't be imported: it is no text in UTF-8.") from error
@@ -161,8 +164,19 @@ def _first(error: ValidationError) -> str:
 
 
 def _from_json(text: str) -> tuple[str, Preferences, Tree]:
-    file = ConversationFile.model_validate_json(text)
+    try:
+        file = ConversationFile.model_validate_json(text)
+    except ValidationError as error:
+        if any(map(_of_something_else, error.errors())):
+            raise TransferError("it holds no conversation that Quatrain exported; choose such a file") from error
+        raise
     return file.title, file.preferences, file.tree()
+
+
+def _of_something_else(error: ErrorDetails) -> bool:
+    """Whether it is not a detail that is wrong, but the whole: no object, another format, or a part that is missing."""
+    kind, place = error["type"], error["loc"]
+    return place == ("format",) or (kind == "missing" and len(place) == 1) or (kind != "json_invalid" and not place)
 
 
 def _from_markdown(text: str) -> tuple[str, Preferences, Tree]:

@@ -36,6 +36,12 @@ def _cuts(line: str, whole: bool) -> Iterator[tuple[int, int]]:
         yield start, len(line)
 
 
+def is_ended(text: str) -> bool:
+    """Whether something ends the sentence. A full stop behind a number does not: its decimals may be missing."""
+    ends = [match.end() for match in _END.finditer(f"{text}\n")]
+    return ends[-1:] == [len(text)] and not re.search(r"[0-9]\.$", text)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A sentence from start to end of the whole text, without what makes it an item of a list."""

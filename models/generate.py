@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from .base import BaseModel
 from .cache import KVCache
 from .drafting import Lookup
 from .prompts import overlap
+from .repetition import Repetition
 from .sampling import Sampler, Sampling, make_sampler
 from .tokenizer import StreamDecoder
 
@@ -55,7 +56,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class End:
-    """Why it ended: "stop" (the model), "length" (max_tokens) or "window" (no room left).
+    """Why it ended: "stop" (the model), "length" (max_tokens), "window" (no room left) or "loop" (it repeats itself).
 
     `acceptance` is the share of guessed tokens that were right, None where none was guessed.
     """
@@ -91,10 +92,12 @@ def generate_tokens(
     stop_ids: Collection[int],
     chunk: int = CHUNK,
     draft: Lookup | None = None,
+    loops: Callable[[int], bool] | None = None,
 ) -> Iterator[Read | int | str]:
     """Read events, then ids, then the reason of the end. What the cache holds counts as read from prompt_ids.
 
-    A draft is asked only where each row of a pass is bitwise what it would be alone.
+    A draft is asked only where each row of a pass is bitwise what it would be alone. `loops` says of each id whether
+    the reply repeats itself with it, and ends then.
     """
     sample = make_sampler(sampling)
     seen = list(prompt_ids)
@@ -108,7 +111,7 @@ def generate_tokens(
         draft.begin()
     left = sampling.max_tokens
     while True:
-        chosen, reason = _chosen(sample, rows, guesses, seen, stop_ids, left)
+        chosen, reason = _chosen(sample, rows, guesses, seen, stop_ids, left, loops)
         right = sum(token == guess for token, guess in zip(chosen, guesses, strict=False))
         cache.truncate(cache.length - len(guesses) + right)
         if draft is not None and seconds is not None:  # there was a pass: the first row came with the prompt
@@ -135,6 +138,7 @@ def _chosen(
     seen: list[int],
     stop_ids: Collection[int],
     left: int,
+    loops: Callable[[int], bool] | None,
 ) -> tuple[list[int], str | None]:
     """The tokens that are chosen from rows [count, vocab], as long as they are as guessed, and why they are the last.
 
@@ -147,6 +151,8 @@ def _chosen(
             return chosen, "stop"
         seen.append(token)
         chosen.append(token)
+        if loops is not None and loops(token):
+            return chosen, "loop"
         if len(chosen) == left:
             return chosen, "length"
         if token != guess:
@@ -186,7 +192,8 @@ def generate(
     text = _StoppableText(StreamDecoder(loaded.tokenizer), stop_texts)
     told = "".join(text.push(token) for token in begun)
     stops = loaded.stop_ids if stop_ids is None else stop_ids
-    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops, chunk, draft):
+    loops = Repetition(loaded.tokenizer.decode).push if sampling.end_loops else None
+    for step in generate_tokens(loaded.model, prompt_ids, sampling, cache, stops, chunk, draft, loops):
         if isinstance(step, Read):
             yield step
         elif isinstance(step, int):

@@ -11,7 +11,10 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1 and repetition_penalty 1 change nothing."""
+    """How tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1 and repetition_penalty 1 change nothing.
+
+    end_loops: end a reply that only repeats itself.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -19,6 +22,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     max_tokens: int = 512
+    end_loops: bool = False
 
     def __post_init__(self) -> None:
         bounds = {

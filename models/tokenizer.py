@@ -69,8 +69,8 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """What was still held back, a broken character shown as one."""
-        return self._all_of(self._tail())
+        """What was still held back, without the character of which only the beginning came."""
+        return self._all_of(self._tail().rstrip(REPLACEMENT))
 
     def _all_of(self, text: str) -> str:
         piece = text[self._given :]

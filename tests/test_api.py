@@ -137,6 +137,11 @@ def test_the_length_of_a_reply_can_be_bounded(service: Service, name: str) -> No
     assert reply.usage.completion_tokens == 3
 
 
+def test_a_reply_that_repeats_itself_is_complete(serve: Callable[..., Service]) -> None:
+    choice = serve(scripted("and so on " * 100)).chat(max_tokens=400).choices[0]
+    assert (len(choice.message.content), choice.finish_reason) == (128, "stop")
+
+
 def test_the_whole_conversation_reaches_the_model(service: Service, loaded: LoadedModel) -> None:
     service.chat(
         [
@@ -418,7 +423,7 @@ def test_a_client_that_goes_away_while_writing_frees_the_engine(serve: Callable[
         if len(forwards) == 5:
             writing.set()
 
-    service = serve(scripted("x" * 10_000, context=20_000, before=before))
+    service = serve(scripted("0" * 10_000, context=20_000, before=before))
     service.post({"messages": HELLO, "max_tokens": 1})  # the server is warm
     forwards.clear()
     request_and_leave(service.port, stream, writing)

@@ -25,7 +25,7 @@ from tests.test_browser import App, ask, reply, stop_button, wait_until_idle
 from tests.test_browser_evidence import POEMS, SUPPORTED
 
 RICH = "Said 说过.\n\n```python\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n\\(x^2\\)"
-STORY = "The fox 狐狸 went on. " * 400
+STORY = "".join(f"The fox 狐狸 went on {day}. " for day in range(400))
 VERSE = "太行雪昨夜飞入来是谁写的？"
 PAUSE = 0.01  #: seconds for a token
 
@@ -118,7 +118,7 @@ def test_an_example_is_asked_and_its_reply_is_set_as_markdown(page: Page, seat: 
 def test_stop_takes_the_place_of_send_and_the_reply_goes_on(page: Page, seat: Seat) -> None:
     ask(page, "Tell me a long story.")
     expect(stop_button(page)).to_be_visible()
-    expect(reply(page)).to_contain_text("The fox 狐狸 went on. The fox")
+    expect(reply(page)).to_contain_text("The fox 狐狸 went on 0. The fox")
     page.locator("#text textarea").press("Escape")
     expect(page.locator("#progress")).to_contain_text(seat.says("stopped"))
     answered(page)
@@ -191,8 +191,11 @@ def test_a_conversation_is_found_renamed_deleted_and_brought_back(page: Page, se
         page.locator("#new-chat").click()
         expect(page.locator("#messages .message")).to_have_count(0)
     seat.reach(page, "left")
+    page.locator("#search input").fill("zebra")
+    expect(page.locator("#conversations")).to_contain_text(seat.says("search_nothing"))
     page.locator("#search input").fill("违约")
     expect(conversations(page)).to_have_count(1)
+    expect(page.locator("#conversations")).not_to_contain_text(seat.says("search_nothing"))
     conversations(page).click()
     expect(page.locator("#messages .user.message")).to_contain_text("违约金")
     seat.reach(page, "left")

@@ -45,11 +45,11 @@ class Oracle:
 
 
 def run(
-    loaded: LoadedModel, prompt: Sequence[int], draft=None, length: int = 200, stop=(), **options
+    loaded: LoadedModel, prompt: Sequence[int], draft=None, length: int = 200, stop=(), loops=None, **options
 ) -> list[int | str]:
     cache = loaded.new_cache(length)
     steps = generate_tokens(
-        loaded.model, prompt, Sampling(**{"max_tokens": TOKENS} | options), cache, stop, draft=draft
+        loaded.model, prompt, Sampling(**{"max_tokens": TOKENS} | options), cache, stop, draft=draft, loops=loops
     )
     return [step for step in steps if isinstance(step, int | str)]
 
@@ -145,6 +145,20 @@ def test_a_stop_id_within_a_guess(loaded: LoadedModel) -> None:
         plain = run(loaded, PROMPT, stop={token})
         assert plain[-1] == "stop" and token not in plain
         assert run(loaded, PROMPT, Oracle(whole, len(PROMPT)), stop={token}) == plain
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_repetition_that_ends_within_a_guess(loaded: LoadedModel, seed: int) -> None:
+    whole = run(loaded, PROMPT)[:-1]
+    looked: list[int] = []
+
+    def loops(token: int) -> bool:
+        looked.append(token)
+        return len(looked) == 41
+
+    oracle = Oracle(whole, len(PROMPT), seed)
+    assert run(loaded, PROMPT, oracle, loops=loops) == [*whole[:41], "loop"] and looked == whole[:41]
+    assert max(right for _, right in oracle.passes) > 3
 
 
 def test_a_stop_text_within_a_guess(loaded: LoadedModel) -> None:

@@ -231,10 +231,44 @@ def test_no_token_after_a_stop_text(say, loaded: models.LoadedModel) -> None:
     assert len(tokens(events)) == len(loaded.tokenizer.encode("a")) + 3 * len(loaded.tokenizer.encode("#"))
 
 
-def test_broken_character_at_the_end_is_shown_as_one(loaded: models.LoadedModel, monkeypatch) -> None:
+def test_half_a_character_at_the_end_is_not_shown(loaded: models.LoadedModel, monkeypatch) -> None:
     ids = loaded.tokenizer.encode("龘")[:-1]
     cache = loaded.new_cache(8)
     monkeypatch.setattr(loaded, "model", Parrot(ids, 320))
     events = run(loaded, [5], cache, max_tokens=len(ids))
-    assert all(event.text == "" for event in events if isinstance(event, Token) and event.id is not None)
-    assert isinstance(events[-2], Token) and set(events[-2].text) == {"\ufffd"}
+    assert (text(events), tokens(events)) == ("", ids)
+
+
+def end_of(loaded: models.LoadedModel, reply: list[int], end_loops: bool = True) -> tuple[int, str]:
+    """How many of these tokens come, and why no more do."""
+    cache = loaded.new_cache(1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loaded, "model", Parrot(reply, 320))
+        events = run(loaded, [5], cache, max_tokens=len(reply), end_loops=end_loops)
+    assert tokens(events) == reply[: len(tokens(events))]
+    return len(tokens(events)), events[-1].reason
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 21, 22, 63, 64])
+def test_a_reply_ends_where_it_only_repeats_itself(loaded: models.LoadedModel, size: int) -> None:
+    cycle = loaded.tokenizer.encode("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=!?#$%;:")[:size]
+    begin = loaded.tokenizer.encode("Well: ")
+    assert len(cycle) == size
+    assert end_of(loaded, begin + cycle * (900 // size)) == (len(begin) + max(6 * size, 128), "loop")
+    assert end_of(loaded, begin + cycle * (900 // size), end_loops=False)[1] == "length"
+
+
+def test_characters_of_several_tokens_are_letters(loaded: models.LoadedModel) -> None:
+    assert end_of(loaded, loaded.tokenizer.encode("龘，" * 200)[:900])[1] == "loop"
+
+
+@pytest.mark.parametrize("cycle", ["-", "| --- ", "| 0 | 0 |\n", "0, ", "_ "])
+def test_rules_and_rows_of_zeros_go_on(loaded: models.LoadedModel, cycle: str) -> None:
+    ids = loaded.tokenizer.encode(cycle) * 600
+    assert end_of(loaded, ids[:600]) == (600, "length")
+
+
+def test_what_is_not_quite_the_same_goes_on(loaded: models.LoadedModel) -> None:
+    rows = "".join(f"| row {number} | a |\n" for number in range(200))
+    assert end_of(loaded, loaded.tokenizer.encode(rows)[:900]) == (900, "length")
+    assert end_of(loaded, (loaded.tokenizer.encode("abc ") * 31 + [5]) * 3)[1] == "length"

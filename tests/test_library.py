@@ -271,13 +271,26 @@ def test_one_several_or_no_bases_are_asked(library: Library, tmp_path: Path) -> 
         library.ask(["a", "x"])
 
 
+def test_a_batch_counts_files_that_can_not_be_read_apart(library: Library, tmp_path: Path) -> None:
+    base = library.open(library.create("docs"))
+    files = {"good.txt": b"The deposit is 500 francs.", "bad.pdf": b"%PDF-1.7 and no more", "more.txt": b"The rent."}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    base.add([tmp_path / "good.txt", tmp_path / "bad.pdf"])
+    assert library.batch("docs").files == 2
+    base.work()
+    base.add([tmp_path / "more.txt"])
+    batch = library.batch("docs")
+    assert (batch.files, batch.done, batch.failed) == (3, 1, 1)
+
+
 def test_a_batch_tells_how_far_files_are(library: Library, tmp_path: Path) -> None:
     base = filled(library, "docs", tmp_path)
     assert library.batch("docs").files == 0
     (tmp_path / "new.txt").write_text("The deposit is 500 francs.", encoding="utf-8")
     base.add([tmp_path / "new.txt"])
     batch = library.batch("docs")
-    assert (batch.files, batch.through, batch.share) == (1, 0, 0.0)
+    assert (batch.files, batch.done, batch.failed, batch.share) == (1, 0, 0, 0.0)
     library.add("docs", [(tmp_path / "new.txt", "new.txt")])
     eventually(lambda: library.batch("docs").files == 0)
     assert base.status().files[1].state == "done"

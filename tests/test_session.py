@@ -309,10 +309,23 @@ def test_a_reply_that_reached_its_length_goes_on(chat: Chat) -> None:
     assert chat.store.messages(conversation)[1].reason == "stop"
 
 
+def test_a_reply_that_repeats_itself_ends_and_goes_on(tmp_path: Path) -> None:
+    reply = "It is:" + "so and so " * 30 + "done."
+    chat = chat_over(tmp_path, ready_engine(scripted(reply)))
+    conversation = chat.store.create().id
+    assert last(chat, conversation).text == reply[: len("It is:") + 128]
+    assert chat.store.messages(conversation)[1].reason == "loop"
+    assert final(chat.continue_(conversation, never())).text == reply[: len("It is:") + 256]
+    assert final(chat.continue_(conversation, never())).text == reply
+    assert chat.store.messages(conversation)[1].reason == "stop"
+
+
 def test_a_character_that_was_cut_in_two_becomes_whole(tmp_path: Path) -> None:
     chat = chat_over(tmp_path, ready_engine(scripted("春眠")))
     conversation = chat.store.create(Preferences(max_tokens=4)).id
-    assert last(chat, conversation).text == "春\ufffd"
+    assert last(chat, conversation).text == "春"
+    kept = chat.store.messages(conversation)[1]
+    assert (kept.content, kept.ids) == ("春", tuple("春眠".encode()[:4]))
     assert final(chat.continue_(conversation, never())).text == "春眠"
     assert chat.store.messages(conversation)[1].content == "春眠"
 

@@ -200,3 +200,19 @@ def test_a_closed_tab_gives_up_its_place_in_the_queue(tmp_path: Path, way: str) 
     gate.open()
     running.join(20)
     waiting.join(20)
+
+
+def test_a_new_conversation_is_listed_before_its_first_reply_ends(tmp_path: Path) -> None:
+    turns = turns_over(tmp_path, ready_engine(scripted(REPLY)))
+    request = gr.Request(headers={}, session_hash="here")
+
+    def listings(conversation: str | None) -> list[tuple[int, int, Any, str]]:
+        """How far the reply is whenever the list comes, the list, and the heading."""
+        turn = list(turns.send("Who is it?", conversation, [], None, [], request))
+        return [(at, len(turn), shown[4], shown[-1]) for at, shown in enumerate(turn) if "choices" in shown[4]]
+
+    (at, count, early, heading), (_, _, late, _) = listings(None)
+    (row,) = turns._chat.store.conversations()
+    assert at < count - 1 and early == late and early["choices"] == [("Who is it?", row.id)]
+    assert early["value"] == row.id and "Who is it?" in heading
+    assert len(listings(row.id)) == 1

@@ -192,7 +192,9 @@ def test_only_the_users_own_messages_are_edited() -> None:
         chain(user(), reply()).editable(1)
 
 
-@pytest.mark.parametrize("more", [{"state": state} for state in ("stopped", "failed", "interrupted")])
+@pytest.mark.parametrize(
+    "more", [*({"state": state} for state in ("stopped", "failed", "interrupted")), {"reason": "loop"}]
+)
 def test_a_reply_that_was_cut_off_can_go_on(more: dict[str, str]) -> None:
     assert chain(user(), reply(**more)).continuable().id == 1
 

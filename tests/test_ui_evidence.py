@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatapp.citing import Evidence
+from chatapp.citing import Citing, Evidence
 from chatapp.library import Library
 from chatapp.preferences import Preferences, Retrieving
 from chatapp.session import Chat
@@ -16,6 +16,7 @@ from chatapp.store import Store, StoredMessage
 from chatapp.texts import CATALOGUE
 from chatapp.ui import evidence, render
 from chatapp.ui.evidence import View
+from knowledge import Passage
 from knowledge.cite import Citation, Cited, Problem, Span
 from tests.fakes import HashEmbeddings, ready_engine, scripted
 
@@ -59,6 +60,48 @@ def test_a_reply_is_cited_while_it_streams_and_kept_with_its_citations(chat: Cha
     assert found.base == "诗 <b>" and len(found.documents) == len(message.sources)
     again = Store(tmp_path / "conversations.db").messages(conversation)[-1]
     assert Evidence.from_json(again.evidence) == found
+
+
+@pytest.mark.parametrize("end", ["length", "stopped"])
+def test_a_sentence_that_was_cut_off_is_not_cited(chat: Chat, end: str) -> None:
+    whole = [Evidence.from_json(asked(chat, "太行雪昨夜飞入来是谁写的？")[1].evidence).cited[at] for at in (0, 1)]
+    upto = REPLY[: whole[1].end - 3]
+    conversation = chat.store.create(Preferences(max_tokens=len(upto.encode()) if end == "length" else None)).id
+    cancel = threading.Event()
+    for reply in chat.send(conversation, "太行雪昨夜飞入来是谁写的？", "诗 <b>", cancel):
+        if end == "stopped" and reply.text == upto:
+            cancel.set()
+    assert (reply.text, reply.evidence.cited) == (upto, whole[:1])
+
+
+PASSAGE = Passage("a.txt", 1, 1.0, "The rent is 1,200 francs a month. It is due on the first day of it.", "")
+
+
+def cited(text: str, cut: bool) -> list[str]:
+    """The sentences that are supported."""
+    citing = Citing(None, [PASSAGE])
+    for letter in text:
+        citing.feed(letter)
+    assert all("\ufffd" not in text[each.start : each.end] for each in citing.so_far())
+    return [text[each.start : each.end] for each in citing.end(cut) if each.citation.supported]
+
+
+RENT = "The rent is 1,200 francs a month"
+
+
+@pytest.mark.parametrize("text", [RENT, f"{RENT}. The rent is 1,200 francs", "The rent is 1."])
+def test_only_of_a_reply_that_was_cut_off_the_last_sentence_may_be_half(text: str) -> None:
+    said = cited(text, cut=False)
+    assert cited(text, cut=True) == [each for each in said if each == f"{RENT}."]
+
+
+@pytest.mark.parametrize("text", [f"{RENT}.", f"- {RENT}\n", f"{RENT}.\n\n"])
+def test_a_sentence_that_has_its_end_is_cited_where_a_reply_was_cut_off(text: str) -> None:
+    assert cited(text, cut=True) == cited(text, cut=False) != []
+
+
+def test_a_damaged_sentence_is_not_cited() -> None:
+    assert cited(f"{RENT} \ufffd. {RENT}.", cut=False) == [f"{RENT}."]
 
 
 def test_a_plain_chat_has_no_citations(chat: Chat) -> None:

@@ -1,6 +1,7 @@
 """What the page shows: nothing that is not ours acts, and every state has its words."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,8 @@ from chatapp.checkpoints import DEFAULT_EMBEDDER, DEFAULT_MODEL
 from chatapp.conversation import Plan
 from chatapp.engine import Engine, Status
 from chatapp.ledger import Entry, Ledger, LeftOut
-from chatapp.library import Library
+from chatapp.library import Batch, Library
+from chatapp.preferences import Preferences
 from chatapp.session import Beside, Chat, Reply
 from chatapp.settings import parse
 from chatapp.startup import Fetching, Startup
@@ -20,6 +22,8 @@ from chatapp.store import Hit, Store, StoredMessage
 from chatapp.texts import CATALOGUE, say
 from chatapp.tree import Node, Tree
 from chatapp.ui import budget, page, render, shelf
+from chatapp.ui.conversations import Conversations
+from chatapp.ui.documents import Documents
 from chatapp.ui.model import Model
 from chatapp.ui.section import Desk
 from chatapp.words import Snippet
@@ -324,6 +328,8 @@ def test_a_code_block_that_was_left_open_does_not_take_the_links() -> None:
         (StoredMessage("assistant", "", state="failed", failure="It <broke>."), "⚠ It &#60;broke&#62;."),
         (StoredMessage("assistant", "It", state="failed", failure="It broke."), "It\n\n⚠ It broke."),
         (StoredMessage("assistant", "", state="interrupted"), "There is no reply."),
+        (StoredMessage("assistant", "", state="writing"), "*Being written in another window; reload to see it.*"),
+        (StoredMessage("assistant", "```\nx", state="writing"), "```\nx\n```\n\n*Being written in another window;"),
     ],
 )
 def test_how_a_kept_reply_ended_is_shown(message: StoredMessage, words: str) -> None:
@@ -358,11 +364,13 @@ def test_every_state_of_a_reply_has_its_line(language: str) -> None:
         "stopped": Reply(state="stopped"),
         "done": Reply(state="done", end=End("stop", timings)),
         "cut": Reply(state="done", end=End("length", timings), plan=plan),
+        "loop": Reply(state="done", end=End("loop", timings)),
     }
     lines = {name: Checked(render.progress_line(reply, language)).seen for name, reply in replies.items()}
     assert len(set(lines.values())) == len(lines) and all(lines.values())
     assert "2" in lines["waiting"] and "1,200" in lines["reading"] and "3,400" in lines["reading"]
     assert "5.0" in lines["done"] and "11" in lines["done"]  # ten more tokens in two seconds
+    assert CATALOGUE[language]["cut_loop"] in lines["loop"]
     assert lines["cut"].startswith(lines["done"]) and CATALOGUE[language]["budget_memory"] in lines["cut"]
 
 
@@ -490,3 +498,37 @@ def test_each_part_of_a_quote_stands_below_its_place() -> None:
     seen = Checked(shown["content"]).seen
     order = ["a.pdf", "page 3", "Said so.", "b.pdf", "page 7", "So <said>.", "The text"]
     assert sorted(order, key=seen.index) == order and "…" not in seen
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_kept_reply_that_repeated_itself_says_so(language: str) -> None:
+    messages = [StoredMessage("user", "hi"), StoredMessage("assistant", "so so", reason="loop")]
+    tree = Tree({0: Node(0, None, messages[0]), 1: Node(1, 0, messages[1])}, 1)
+    shown = render.branch(tree, language)[-1]["content"]
+    assert CATALOGUE[language]["cut_loop"] in shown and CATALOGUE[language]["continue"] in shown
+
+
+def test_files_that_could_not_be_read_are_not_ready() -> None:
+    batches = [Batch(3, 1, 1, 0.7, None), Batch(2, 1, 1, 0.9, None)]
+    assert "2 of 5 files are ready · 2 could not be read<" in shelf.working(batches, "en")
+    assert "2 / 5" in (shown := shelf.working(batches, "zh")) and "2 个无法读取" in shown
+    assert "read<" not in shelf.working([Batch(3, 1, 0, 0.7, None)], "en")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_search_without_a_hit_says_so(tmp_path: Path, language: str) -> None:
+    desk = desk_of(tmp_path)
+    desk.chat.store.insert("Lease", Preferences(), chain(StoredMessage("user", "hi")))
+    request = gr.Request(headers={"accept-language": language}, session_hash="s")
+    desk.chat.choose_for_all(language=language)
+    searching = Conversations(desk, Documents(desk))
+    shown = {text: searching.search(text, None, request) for text in ("zebra", "lease", "")}
+    assert shown["zebra"]["choices"] == [] and shown["zebra"]["info"] == CATALOGUE[language]["search_nothing"]
+    assert [shown[text]["info"] for text in ("lease", "")] == ["", ""] and shown["lease"]["choices"]
+
+
+def test_one_page_and_one_file_are_singular() -> None:
+    one, four = (replace(file("a.pdf", "done"), pages=pages) for pages in (1, 4))
+    shown = shelf.listing([shelf.Shelf("a", [one]), shelf.Shelf("b", [four, one])], "en")
+    assert re.findall(r"\b\d pages?\b", shown) == ["1 page", "4 pages", "1 page"]
+    assert re.findall(r"\b\d files?\b", shown) == ["1 file", "2 files"]

@@ -260,28 +260,35 @@ class Turns(Section):
         first = gr.skip() if asked is None else shown
         yield first, gr.skip(), "", conversation, gr.skip(), busy(), None, *NOTHING[7:]
         try:
-            reply, sources = Reply(), None
+            reply, sources, new = Reply(), None, not before
             for reply in _paced(start(base, cancel)):
                 if reply.state in FINAL or not self._desk.shows(cancel, request):
                     continue  # shown below, or the page shows another conversation by now; this one goes to disk
                 messages, pane, line = self._reply(shown, reply, language)
                 # Once they are shown they stay: the page of a citation may have taken their place by a click.
-                yield (messages, gr.skip() if reply.sources == sources else pane, line, *NOTHING[3:])
+                pane = gr.skip() if reply.sources == sources else pane
+                listing = NOTHING[3:]
+                if new and reply.number is not None:  # its question is on disk: the conversation has a title
+                    listing, new = self._listing(conversation, gr.skip(), language), False
+                yield (messages, pane, line, *listing)
                 sources = list(reply.sources)
             if self._desk.shows(cancel, request):
                 kept = self._reply(shown, reply, language)
                 if reply.number is not None:  # else it never came to disk, and only the reply itself says why
                     kept = render.conversation(self._chat.store.tree(conversation), language, kept[-1])
-                conversations = listed(self._chat.store, conversation, language)
-                beside = about(self._chat.store, conversation, language)
                 messages, pane, line = kept
                 pane = gr.skip() if reply.sources and reply.sources == sources else pane
-                yield (messages, pane, line, gr.skip(), conversations, idle(), gr.skip(), *beside)
+                yield (messages, pane, line, *self._listing(conversation, idle(), language))
             for other in self._desk.went(request):  # what was on its way then may have come after it
                 tree = self._chat.store.tree(other) if other else Tree()
                 yield *render.conversation(tree, language), *NOTHING[3:]
         finally:
             cancel.set()
+
+    def _listing(self, conversation: str, text: Any, language: str) -> tuple[Any, ...]:
+        """The conversation in the list, the input, and what can be done with it: TURN but for the first three."""
+        conversations = listed(self._chat.store, conversation, language)
+        return (gr.skip(), conversations, text, gr.skip(), *about(self._chat.store, conversation, language))
 
     def _reply(self, shown: list[dict[str, Any]], reply: Reply, language: str) -> tuple[Any, ...]:
         messages = [*shown, render.reply_message(reply, language)]

@@ -117,12 +117,13 @@ class Conversations(Section):
         return {**kept, "conversation": conversation}
 
     def search(self, text: str, conversation: str | None, request: gr.Request) -> Any:
-        """The conversations in which a text is found; all for an empty one."""
+        """The conversations in which a text is found, or that it is in none; all for an empty one."""
         language = self.language(request)
         if not text.strip():
             return listed(self._chat.store, conversation, language)
         hits = self._chat.store.search(text)
-        return gr.update(choices=[render.hit(hit, language) for hit in hits], value=None)
+        nothing = "" if hits else say(language, "search_nothing")
+        return gr.update(choices=[render.hit(hit, language) for hit in hits], value=None, info=nothing)
 
     def rename(self, title: str, conversation: str | None, request: gr.Request) -> tuple[Any, str]:
         """The list, and the heading."""
@@ -163,7 +164,7 @@ def listed(store: Store, chosen: str | None, language: str) -> Any:
     """All conversations, with one of them chosen."""
     rows = store.conversations()
     choices = [(row.title or say(language, "untitled"), row.id) for row in rows]
-    return gr.update(choices=choices, value=chosen if chosen in {row.id for row in rows} else None)
+    return gr.update(choices=choices, value=chosen if chosen in {row.id for row in rows} else None, info="")
 
 
 def about(store: Store, conversation: str | None, language: str) -> tuple[Any, str, str, str]:

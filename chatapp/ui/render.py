@@ -34,6 +34,8 @@ MORE = 100  #: and how many more on demand
 
 #: States of a kept reply that are said below it.
 NOTES = {"stopped": "stopped", "interrupted": "interrupted"}
+#: What is said of a reply that the model did not end, by End's reason.
+CUT = {"length": "cut_length", "window": "cut_length", "loop": "cut_loop"}
 #: States of a growing reply that have a text of their name.
 AT_WORK = ("rewriting", "summarising", "writing")
 FILES = {"json": "JSON", "markdown": "Markdown"}
@@ -115,6 +117,7 @@ def _actions(tree: Tree, node: Node, language: str) -> str:
     }
     links = [_action(do, node.id, say(language, do)) for do, offer in offered.items() if offer]
     note = [say(language, NOTES[message.state])] if message.state in NOTES else []
+    note += [say(language, CUT["loop"])] if message.state == "done" and message.reason == "loop" else []
     return f'<div class="acts {message.role}">{" ".join([*note, *_pager(tree, node), *links])}</div>'
 
 
@@ -167,12 +170,14 @@ def exports(conversation: str, language: str) -> str:
 
 
 def _stored_reply(message: StoredMessage, number: int | None, language: str) -> str:
-    """A reply on disk; one that failed or was stopped before its first word says so."""
+    """A reply on disk; one that failed or was stopped before its first word, or is still being written, says so."""
     beside = Evidence.from_json(message.evidence)
     text = evidence.marked(message.content, beside, number, language)
     if not text and message.state == "nothing_found":
         text = say(language, "nothing_found")
-    if not text and not message.failure:
+    if message.state == "writing":
+        text = f"{_closed(text)}\n\n*{say(language, 'being_written')}*".strip()
+    elif not text and not message.failure:
         text = f"*{say(language, 'unanswered')}*"
     return assistant(_with_failure(text, message.failure, language), message.sources, language, beside, number)
 
@@ -302,7 +307,7 @@ def _outcome(reply: Reply, language: str) -> list[str]:
     timings = reply.end.timings
     speed = (timings.tokens - 1) / timings.write_seconds if timings.tokens > 1 and timings.write_seconds else 0
     line = say(language, "done", speed=f"{speed:.1f}", first=f"{timings.read_seconds:.1f}", tokens=timings.tokens)
-    return [line, say(language, "cut_length")] if reply.end.reason != "stop" else [line]
+    return [line, say(language, CUT[reply.end.reason])] if reply.end.reason in CUT else [line]
 
 
 def _notices(reply: Reply, language: str) -> list[str]:

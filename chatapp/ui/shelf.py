@@ -48,7 +48,7 @@ def listing(shelves: Sequence[Shelf], language: str) -> str:
 
 def _shelf(shelf: Shelf, named: bool, language: str) -> str:
     files = sorted(shelf.files, key=lambda file: (ORDER[file.state], -file.added))
-    count = say(language, "documents_count", count=len(files))
+    count = say(language, "documents_one") if len(files) == 1 else say(language, "documents_count", count=len(files))
     head = f"<h3>{escape(shelf.base)} <small>{count}</small></h3>" if named else ""
     rows = "".join(_row(shelf.base, file, language) for file in files)
     return head + (
@@ -75,10 +75,14 @@ def _about(file: StoredDocument, language: str) -> str:
     """Its state or, once it is done, its pages; its size and the day on which it came."""
     day = datetime.fromtimestamp(file.added).date().isoformat()
     if file.state == "done":
-        state = say(language, "ingest_pages", pages=file.pages) if file.pages else ""
+        state = _pages(file.pages, language) if file.pages else ""
     else:
         state = f"<b>{say(language, STATES[file.state], done=file.embedded, total=file.chunks)}</b>"
     return " · ".join(filter(None, [state, size(file.size), day]))
+
+
+def _pages(count: int, language: str) -> str:
+    return say(language, "ingest_page") if count == 1 else say(language, "ingest_pages", pages=count)
 
 
 def _bar(file: StoredDocument) -> str:
@@ -137,11 +141,12 @@ def _note(outcome: Ingested, language: str) -> str:
 
 def working(batches: Sequence[Batch], language: str) -> str:
     """How far the files are that are being read and embedded, all together."""
-    count, through = sum(batch.files for batch in batches), sum(batch.through for batch in batches)
+    count, failed = sum(batch.files for batch in batches), sum(batch.failed for batch in batches)
     if not count:
         return ""
     share = sum(batch.share * batch.files for batch in batches) / count
-    line = say(language, "ingest_working", done=through, total=count)
+    line = say(language, "ingest_working", done=sum(batch.done for batch in batches), total=count)
+    line += f" · {say(language, 'ingest_unread', count=failed)}" if failed else ""
     seconds = [batch.seconds for batch in batches if batch.files]
     left = "" if None in seconds else f" · {left_of(sum(seconds), language)}"
     return f'<p class="hint">{line}{left}</p><progress value="{share:.3f}" max="1"></progress>'

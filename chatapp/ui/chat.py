@@ -24,7 +24,7 @@ from ..texts import say
 from ..tree import Node, Tree, TreeError
 from . import documents, evidence, render
 from .conversations import ABOUT, about, listed
-from .section import QUIET, Label, Parts, Section, busy, idle, joined, only, warn
+from .section import QUIET, Label, Parts, Section, busy, idle, joined, only, stoppable, warn
 from .shelf import number_of
 
 #: They run once, in one scope with Gradio's `trigger`.
@@ -267,10 +267,10 @@ class Turns(Section):
                 messages, pane, line = self._reply(shown, reply, language)
                 # Once they are shown they stay: the page of a citation may have taken their place by a click.
                 pane = gr.skip() if reply.sources == sources else pane
-                listing = NOTHING[3:]
+                beside = (*NOTHING[3:5], stoppable(), *NOTHING[6:])
                 if new and reply.number is not None:  # its question is on disk: the conversation has a title
-                    listing, new = self._listing(conversation, gr.skip(), language), False
-                yield (messages, pane, line, *listing)
+                    beside, new = self._listing(conversation, stoppable(), language), False
+                yield (messages, pane, line, *beside)
                 sources = list(reply.sources)
             if self._desk.shows(cancel, request):
                 kept = self._reply(shown, reply, language)

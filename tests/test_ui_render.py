@@ -454,6 +454,24 @@ def test_what_could_not_be_fetched_leaves_ways_on() -> None:
     assert "No network." in failed and say("en", "ways_on") in failed and 'href="#q-models-0"' in failed
 
 
+# Formulas
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("So $E = mc^2$ holds, and $x$.", r"So \(E = mc^2\) holds, and \(x\)."),
+        ("质能方程$E=mc^2$成立", r"质能方程\(E=mc^2\)成立"),
+        ("It costs $5 and $10, or US$3.", "It costs $5 and $10, or US$3."),
+        ("`$x$` and\n```\n$y$\n```\nbut $z$", "`$x$` and\n```\n$y$\n```\nbut \\(z\\)"),
+        ("$$a$$ and \\$b\\$", "$$a$$ and \\$b\\$"),
+    ],
+)
+def test_formulas_between_single_dollars_are_drawn(written: str, shown: str) -> None:
+    (message,) = render.messages([StoredMessage("assistant", written)], "en")
+    assert message["content"] == shown
+
+
 # Quotes
 
 

@@ -24,6 +24,9 @@ from .escaping import escape
 TYPED = re.compile(r"[&<>\"'\\`*_$\[\]|~^#+=.:@)-]")
 SPACES = re.compile(r"(?:^|(?<=<br>))[ \t]+|[ \t]{2,}")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+CODE = re.compile(r"(`{3,}.*?(?:`{3,}|\Z)|`[^`\n]*`)", re.DOTALL)
+#: A formula between single dollars, as most models write it, and no sums of money: no space within, no digit behind.
+DOLLARS = re.compile(r"(?<![\\$\w])\$(?=[^\s$])([^$\n]*[^\s$\\])\$(?![$\w])", re.ASCII)
 PARAGRAPH = re.compile(r"\n\s*\n")
 
 #: What comes after each of the embedded models has been fetched.
@@ -208,10 +211,18 @@ def assistant(
     """The model's Markdown, or that the documents do not say, and below it the passages that were found, folded; what
     was quoted is above the one and below the other."""
     head = "" if beside is None else _head(beside, number, language)
+    text = _with_formulas(text)
     text, folded = (_closed(text), _folded(sources, language, number)) if sources else (text, "")
     nearest = beside is not None and evidence.is_nearest(beside.quote)
     order = [text, head, folded] if nearest else [head, text, folded]
     return "\n\n".join(part for part in order if part)
+
+
+def _with_formulas(text: str) -> str:
+    """Markdown whose formulas between single dollars are in the form that the chat component draws, but for code."""
+    parts = CODE.split(text)
+    parts[::2] = (DOLLARS.sub(r"\\(\1\\)", part) for part in parts[::2])
+    return "".join(parts)
 
 
 def _head(beside: Evidence, number: int | None, language: str) -> str:

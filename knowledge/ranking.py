@@ -28,7 +28,8 @@ class Candidate:
 
     keywords: BM25, as a share of the best possible. window: the share of the question's terms, weighed, that two
     consecutive sentences hold. nearness: of its meaning, 1 as right passages usually are, 0 as wrong ones; None as
-    long as it has no embedding. own: it is in the question's language.
+    long as it has no embedding. own: it is in the question's language. names: of the question's names, those that it
+    has in Latin letters, which are the same in any language.
     """
 
     chunk: StoredChunk
@@ -36,6 +37,7 @@ class Candidate:
     window: float
     nearness: float | None
     own: bool = True
+    names: frozenset[str] = frozenset()
 
     @cached_property
     def score(self) -> float:
@@ -63,7 +65,8 @@ def share(weights: Mapping[str, float], held) -> float:
 
 
 def in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Best first. One in the other language is never first, and few are among the first, unless there are no others."""
+    """Best first. One in the other language is first only for a name that none in the question's own has, and few are
+    among the first, unless there are no others."""
     ranked = sorted(candidates, key=lambda candidate: -candidate.score)
     own = [candidate for candidate in ranked if candidate.own]
     others = [candidate for candidate in ranked if not candidate.own]
@@ -71,10 +74,12 @@ def in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _merge(own: list[Candidate], others: list[Candidate]) -> Iterator[Candidate]:
+    known = frozenset().union(*(candidate.names for candidate in own))
+    first = 0 if others and others[0].names - known else FIRST
     taken = 0  # of the others
     for place in range(len(own) + len(others)):
         mine, other = own[place - taken : place - taken + 1], others[taken : taken + 1]
-        held_back = place < FIRST or (place < AMONG_FIRST and taken >= OTHERS_AMONG_FIRST)
+        held_back = place < first or (place < AMONG_FIRST and taken >= OTHERS_AMONG_FIRST)
         if other and (not mine or (not held_back and other[0].score > mine[0].score)):
             taken += 1
             yield other[0]

@@ -197,10 +197,11 @@ class Retrieval:
         """The candidates among the documents that `where` names, before anything is joined or left out."""
         allowed = where.chunk_ids(self._database)
         matches, near = self._keywords.search(question, corpus).within(allowed), near.within(allowed)
-        candidates = ranking.in_order(self._candidates(language(question), matches, near))
+        candidates = ranking.in_order(self._candidates(question, matches, near))
         return Ranked(candidates, matches.weights, near.nearness[near.own])
 
-    def _candidates(self, asked: str, matches: Matches, near: Meaning) -> list[Candidate]:
+    def _candidates(self, question: str, matches: Matches, near: Meaning) -> list[Candidate]:
+        asked, names = language(question), _latin_names(question)
         by_words = matches.ids[_largest(matches.scores)].tolist()
         ids = list(dict.fromkeys([*by_words, *near.best(own=True), *near.best(own=False)]))
         chunks, nearness = self._database.chunks(ids), near.by_id(ids)
@@ -212,10 +213,16 @@ class Retrieval:
                 ranking.window(matches.weights, chunks[id].passage),
                 nearness.get(id),
                 language(chunks[id].passage) == asked,
+                names.intersection(terms.terms(chunks[id].passage)) if names else names,
             )
             for id in ids
             if id in chunks
         ]
+
+
+def _latin_names(question: str) -> frozenset[str]:
+    said = (term for part in terms.particulars(question) for term in part)
+    return frozenset(term for term in said if term.isascii() and any(map(str.isalpha, term)))
 
 
 def findings(question: str, ranked: Ranked, k: int, method: str, rerank: Rerank | None) -> Findings:

@@ -58,6 +58,22 @@ def test_the_other_language_is_never_first_and_rarely_among_the_first():
     assert [candidate.own for candidate in ranking.in_order(candidates(False, 1.0, 3))] == [False] * 3
 
 
+def test_the_other_language_is_first_for_a_name_that_only_it_has():
+    named = frozenset({"h2ogpt"})
+    own, other = Candidate(chunk(), 0.1, 0.1, 0.5), Candidate(chunk(), 0.1, 0, 1.0, False, named)
+    assert ranking.in_order([own, other]) == [other, own]
+    for knows in (Candidate(chunk(), 0.1, 0.1, 0.5, True, named), Candidate(chunk(), 1.0, 1.0, 1.0)):
+        assert ranking.in_order([knows, other]) == [knows, other]
+
+
+def test_a_name_in_latin_letters_is_found_in_the_other_language(tmp_path):
+    base = knowledge.open(tmp_path / "kb", HashEmbeddings())
+    texts = {"模板": "本模板支持多种基础文档类。各种文档都支持。", "paper": "h2oGPT builds on Falcon and LLaMA models."}
+    base.ingest([write(tmp_path, f"{name}.txt", text) for name, text in texts.items()])
+    names = {each.chunk.name: each.names for each in base.rank("h2oGPT 支持哪些基础模型？").candidates}
+    assert names["paper.txt"] == {"h2ogpt"} and names.get("模板.txt", frozenset()) == frozenset()
+
+
 # Meaning
 
 

@@ -24,7 +24,7 @@ from ..texts import say
 from ..tree import Node, Tree, TreeError
 from . import documents, evidence, render
 from .conversations import ABOUT, about, listed
-from .section import QUIET, Label, Parts, Section, busy, idle, joined, only, stoppable, warn
+from .section import QUIET, Label, Parts, Section, busy, idle, joined, only, warn
 from .shelf import number_of
 
 #: They run once, in one scope with Gradio's `trigger`.
@@ -259,6 +259,7 @@ class Turns(Section):
         cancel = self._desk.begin(request)
         first = gr.skip() if asked is None else shown
         yield first, gr.skip(), "", conversation, gr.skip(), busy(), None, *NOTHING[7:]
+        time.sleep(REFRESH)  # of two states that come at once the page loses what only the first one says: Stop
         try:
             reply, sources, new = Reply(), None, not before
             for reply in _paced(start(base, cancel)):
@@ -267,9 +268,9 @@ class Turns(Section):
                 messages, pane, line = self._reply(shown, reply, language)
                 # Once they are shown they stay: the page of a citation may have taken their place by a click.
                 pane = gr.skip() if reply.sources == sources else pane
-                beside = (*NOTHING[3:5], stoppable(), *NOTHING[6:])
+                beside = NOTHING[3:]
                 if new and reply.number is not None:  # its question is on disk: the conversation has a title
-                    beside, new = self._listing(conversation, stoppable(), language), False
+                    beside, new = self._listing(conversation, gr.skip(), language), False
                 yield (messages, pane, line, *beside)
                 sources = list(reply.sources)
             if self._desk.shows(cancel, request):
@@ -325,6 +326,7 @@ def _ending_quietly(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iter
     @wraps(handler)
     def run(*arguments: Any) -> Iterator[Any]:
         yield from handler(*arguments)
+        time.sleep(REFRESH)  # else the page might lose that the input is free again
         yield NOTHING
 
     return run

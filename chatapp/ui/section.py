@@ -140,14 +140,8 @@ def warn(error: Exception, language: str) -> None:
 
 
 def busy() -> Any:
-    """The input when a reply begins."""
-    return stoppable() | {"value": ""}
-
-
-def stoppable() -> Any:
-    """The input while a reply is written. It is told again with each state: of two that come at once Gradio's page
-    shows the second one only."""
-    return gr.update(submit_btn=False, stop_btn=True)
+    """The input while a reply is written."""
+    return gr.update(value="", submit_btn=False, stop_btn=True)
 
 
 def idle() -> Any:

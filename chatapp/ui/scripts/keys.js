@@ -3,12 +3,12 @@ const input = () => document.querySelector("#text textarea");
 const stopButton = () => document.querySelector("#text .stop-button");
 const composing = (event) => event.isComposing || event.keyCode === 229;
 
-const write = (text) => {
+const typeIn = (text) => {
   input().value = text;
   input().dispatchEvent(new Event("input", { bubbles: true }));
 };
 const send = (text) => {
-  write(text);
+  typeIn(text);
   setTimeout(() => document.querySelector("#text .submit-button")?.click());
 };
 
@@ -50,4 +50,4 @@ document.addEventListener("click", (event) => event.target.closest('a[href^="#q-
 // What was typed and not sent is there again when the page is loaded anew, also because the app was started again.
 addEventListener("pagehide", () => sessionStorage.setItem("draft", input()?.value ?? ""));
 const draft = sessionStorage.getItem("draft");
-if (draft) write(draft);
+if (draft) typeIn(draft);

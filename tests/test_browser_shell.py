@@ -287,17 +287,6 @@ def test_a_long_conversation_shows_its_end_and_the_rest_on_demand(page: Page, ap
     expect(page.locator("#messages .user.message")).to_have_count(30)
 
 
-def test_what_is_typed_outlives_a_reload(page: Page, seat: Seat) -> None:
-    page.locator("#text textarea").fill("Not sent yet 还没有发送")
-    page.reload()
-    expect(page.locator("#text textarea")).to_have_value("Not sent yet 还没有发送")
-    ask(page, "Who are you?")
-    answered(page)
-    page.reload()
-    expect(page.locator("#messages .user.message")).to_contain_text("Who are you?")
-    expect(page.locator("#text textarea")).to_have_value("")
-
-
 def test_panes_fold_and_stay_so_and_drawers_give_the_focus_back(page: Page, seat: Seat) -> None:
     if seat.narrow:
         for pane in ("left", "right"):

@@ -3,12 +3,9 @@ const input = () => document.querySelector("#text textarea");
 const stopButton = () => document.querySelector("#text .stop-button");
 const composing = (event) => event.isComposing || event.keyCode === 229;
 
-const typeIn = (text) => {
+const send = (text) => {
   input().value = text;
   input().dispatchEvent(new Event("input", { bubbles: true }));
-};
-const send = (text) => {
-  typeIn(text);
   setTimeout(() => document.querySelector("#text .submit-button")?.click());
 };
 
@@ -46,8 +43,3 @@ const seeComposer = () => {
 };
 new MutationObserver(seeComposer).observe(document.getElementById("composer"), { childList: true, subtree: true });
 document.addEventListener("click", (event) => event.target.closest('a[href^="#q-edit-"]') && input().focus());
-
-// What was typed and not sent is there again when the page is loaded anew, also because the app was started again.
-addEventListener("pagehide", () => sessionStorage.setItem("draft", input()?.value ?? ""));
-const draft = sessionStorage.getItem("draft");
-if (draft) typeIn(draft);

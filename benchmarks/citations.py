@@ -30,8 +30,9 @@ from .results import Result
 from .settings import Settings
 
 SENTENCES = Path(__file__).parents[1] / "tests" / "data" / "alignment.jsonl"
+MORE_SENTENCES = SENTENCES.with_name("alignment_more.jsonl")
 MORE_PASSAGES = SENTENCES.with_name("alignment_passages.jsonl")
-HALVES = ("fit", "held-out")
+HALVES = ("fit", "held-out", "more")
 CHANGED = ("number", "name", "negation")
 TIMED = 20  #: sentences
 PEER = "most words shared"
@@ -70,7 +71,7 @@ def cases() -> list[Case]:
     sets = Path(os.environ["QUATRAIN_TEST_ASSETS"]) / "qa"
     texts = {row["id"]: row["text"] for language in ("zh", "en") for row in question_sets.read(sets, language).passages}
     texts |= {row["id"]: row["text"] for row in _rows(MORE_PASSAGES)}
-    return [_case(row, texts) for row in _rows(SENTENCES)]
+    return [_case(row, texts) for path in (SENTENCES, MORE_SENTENCES) for row in _rows(path)]
 
 
 def _rows(path: Path) -> Iterator[dict]:

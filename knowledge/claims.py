@@ -11,15 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from knowledge.alignment import Place
+from knowledge.numbers import numbers
 from knowledge.terms import fold, terms
 
 _HAN_RUN = re.compile("[\u3400-\u9fff]+")
-_TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_]+(?=n['’]t\b)|[^\W_]+")
+_TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_\u3400-\u9fff]+(?=n['’]t\b)|[^\W_\u3400-\u9fff]+")
 _CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3400-\u9fff]) +(?=[\u3400-\u9fff])")
 
 # Words with a negative character that deny nothing: taken out before negations are looked for.
 _HARMLESS = re.compile(
-    "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|无数|无线|非常|非洲|未来|没收|没落|"
+    "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|不到|不足|无数|无线|非常|非洲|未来|没收|没落|"
     "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|不等|不时|不错|"
     r"\bnot only\b|\bno longer than\b|\bno matter\b|\bnorth\b|\bnotable\b"
 )
@@ -34,7 +36,7 @@ _SOFT = re.compile(
 )
 # How far a negation surely reaches, and how far it may, in Chinese characters and in English words.
 _NEAR, _FAR = (6, 5), (9, 7)
-_CHANCE = 0.25  # of the terms that both have: as many may be turned round by where a reach ends
+_CHANCE = 0.34  # of the terms that both have: as many may be turned round by where a reach ends
 _EMPTY = frozenset(
     "a an the of in on at to for from by with and or as that this it its is are was were be been being has have had "
     "having do does did can could will would should any all than then there which who".split()
@@ -44,25 +46,105 @@ _EMPTY = frozenset(
 _OPPOSITES = tuple(
     tuple(frozenset(side.split("|")) for side in row.split("/"))
     for row in (
-        "增加|增长|上升|提高|上涨/减少|下降|降低|下跌",
-        "高于|大于|多于|超过|以上/低于|小于|少于|以下|不足",
-        "之前|以前/之后|以后",
-        "允许|可以/禁止|不得|不可",
-        "支持|赞成/反对",
-        "鼓励|提倡|应当|应该/避免|禁止|严禁|杜绝",
-        "成功/失败",
-        "最大|最高|最多/最小|最低|最少",
-        "最早|首先/最晚|最后",
-        "所有|全部|一切/部分|少数",
-        "开始|启用/结束|停用",
-        "increase|rise|grow|higher|more/decrease|decline|fall|lower|less|fewer",
-        "before/after",
-        "largest|biggest|highest|most/smallest|lowest|least",
-        "earliest|first/latest|last",
-        "all|every|always/few|rarely|seldom",
-        "support/oppose",
-        "allow|permit/forbid|prohibit|ban",
-        "begin|start|open/end|close",
+        "增加|增长|增多|上升|提高|上涨|扩大|变大/减少|下降|降低|下跌|缩小|变小",
+        "高于|大于|多于|超过|以上|不少于|不低于/低于|小于|少于|以下|不足|不到",
+        "之前|以前|事前/之后|以后|事后",
+        "早于|先于|领先|率先|抢先|抢在/晚于|迟于|落后",
+        "允许|可以|获准|许可/禁止|不得|不可|不能|不准|不许|严禁|无法|驱逐",
+        "支持|赞成|赞同|同意|拥护/反对|阻止|阻拦|抵制|否决",
+        "鼓励|提倡|应当|应该|必须|需要/避免|禁止|严禁|杜绝|无需|不必|不用|不应",
+        "接受|采纳|答应|承认/拒绝|驳回|否认|推辞",
+        "成功|获胜|胜利|大胜|打赢|击败|战胜/失败|落败|大败|战败|无功|未能",
+        "最大|最高|最多|最长|最强/最小|最低|最少|最短|最弱",
+        "最早|首先|首次|首个|第一/最晚|最后|末次",
+        "所有|全部|一切|全体|各种/部分|少数|个别",
+        "开始|启用|开放|开业|成立|建立/结束|停用|关闭|停业|解散|撤销",
+        "有利|有益|有助/不利|有害|妨碍",
+        "公办|公立|国有|国营|官方/民办|私立|私有|私营|民间",
+        "主观/客观",
+        "内部|国内|境内/外部|国外|境外|海外",
+        "积极|主动|正面/消极|被动|负面",
+        "简单|容易|简易/复杂|困难|艰难",
+        "多元|多样|丰富|众多|许多|大量|繁多/单一|单调|贫乏|稀少|少量|极少",
+        "经常|常常|往往|总是|频繁|普遍|常见|广泛/很少|极少|罕见|偶尔|少有|从不",
+        "增强|加强|加剧|加重|严厉|严格|更加/减弱|削弱|缓和|减轻|放松|放宽|宽松",
+        "团结|统一|合并/分裂|分割|拆分",
+        "安全|无害|无毒|可食/危险|有害|有毒",
+        "公开|透明/秘密|保密|隐瞒",
+        "喜欢|喜爱|爱好|善于|擅长|好客/讨厌|厌恶|不喜|不善|不擅",
+        "长期|永久|长久|终身/短期|短暂|临时|暂时",
+        "相同|一致|一样|相似|对称/不同|相反|各异|迥异",
+        "购买|买入|收购|购入/出售|卖出|转让|售出",
+        "进口|输入/出口|输出",
+        "增长|盈利|赚钱|获利/亏损|赔本|亏本",
+        "富裕|富有|发达/贫穷|贫困|落后",
+        "年轻|年幼|年少|早年/年老|年迈|老年|晚年",
+        "强大|强盛|兴盛|繁荣/弱小|衰弱|衰落|萧条",
+        "温暖|炎热|高温/寒冷|低温|严寒",
+        "左侧|左边/右侧|右边",
+        "上方|上游|上层/下方|下游|下层",
+        "南部|南端|南方|南侧/北部|北端|北方|北侧",
+        "东部|东端|东方|东侧/西部|西端|西方|西侧",
+        "男性|男子/女性|女子",
+        "生前/死后",
+        "保留|保存|保持|沿用|恢复/废除|取消|拆除|废止|中断|放弃",
+        "满|爆满|满座|满员|座无虚席/空|寥寥|冷清",
+        "快速|迅速|立即|立刻|马上|急速/缓慢|逐渐|逐步|推迟|延后",
+        "新鲜/陈旧|陈腐|久置",
+        "独立|自主|自治/附属|依附|从属",
+        "加入|参加|参与|入伙/退出|离开|脱离",
+        "赞扬|称赞|好评|赞赏|夸奖/批评|抨击|指责|差评",
+        "increase|rise|rose|grow|grew|higher|more|greater|expand|gain/decrease|decline|fall|fell|lower|less|fewer|shrink|drop|lose",
+        "before|prior|earlier|precede/after|later|subsequent|follow",
+        "largest|biggest|highest|most|longest|strongest|greatest|best/smallest|lowest|least|shortest|weakest|worst",
+        "earliest|first/latest|last|final",
+        "all|every|always|entire|each/few|rarely|seldom|partly|some",
+        "often|usually|frequent|common|commonly|mostly/rarely|seldom|never|rare|uncommon|hardly",
+        "support|favour|favor|back|endorse/oppose|reject|against|resist|criticise|criticize",
+        "allow|permit|let|authorise|authorize|legal/forbid|prohibit|ban|forbade|illegal|bar",
+        "begin|start|open|launch|began|establish|found/end|close|stop|cease|abolish|shut|dissolve",
+        "agree|accept|approve|admit/refuse|reject|deny|decline|dispute",
+        "succeed|success|successful|successfully|win|won|reach|manage/fail|failure|lose|lost|unsuccessful|unable",
+        "encourage|promote/discourage|prevent|deter|hinder",
+        "public|government/private|privately",
+        "new|newly|recent|modern|young/old|ancient|traditional|aged",
+        "wide|broad|large|big|huge/narrow|small|tiny|limited",
+        "long|lengthy|permanent/short|brief|temporary",
+        "continuous|constant|steady/intermittent|occasional|sporadic",
+        "high|tall|deep/low|shallow",
+        "fast|quick|rapid|quickly|rapidly/slow|slowly|gradual|gradually",
+        "easy|simple|simply/difficult|hard|complex|complicated",
+        "strong|powerful|strengthen/weak|weaken|weakness",
+        "same|identical|similar|alike|symmetric/different|opposite|dissimilar|asymmetric",
+        "exact|exactly|precise|perfectly|fully|completely|entirely|wholly/approximately|roughly|partly|partially|nearly",
+        "include|contain|involve|including/exclude|except|omit|lack|excluding|without",
+        "alone|solely|only|exclusively/together|jointly|also|several",
+        "inside|internal|indoor|within/outside|external|outdoor|beyond",
+        "north|northern/south|southern",
+        "east|eastern/west|western",
+        "upper|above|over|upwind|upward/lower|below|under|downwind|downward",
+        "left/right",
+        "import/export",
+        "buy|bought|purchase|acquire/sell|sold",
+        "win|won|victory|defeat|beat/lose|lost|loss",
+        "rich|wealthy/poor",
+        "safe|harmless|edible/dangerous|harmful|poisonous|toxic",
+        "hot|warm|warmer|hotter/cold|cool|cooler|colder",
+        "male|men|man/female|women|woman",
+        "positive|benefit|beneficial|improve|better/negative|harm|harmful|worsen|worse",
+        "known|famous|well-known/unknown|obscure",
+        "dependent|depend|rely/independent|independently|separate|separately",
+        "keep|kept|retain|remain|preserve/remove|abandon|replace|lose|discard",
+        "join|enter|joined/leave|left|quit|withdraw",
+        "heavy|heavier/light|lighter",
+        "early/late",
+        "guilty/innocent",
+        "active|actively/inactive|passive",
+        "natural|naturally/artificial|synthetic",
+        "married/unmarried|single|divorced",
+        "sufficient|suffice|enough|adequate/insufficient|inadequate",
+        "necessary|required|mandatory|compulsory|must/unnecessary|optional|voluntary",
+        "possible|able|can/impossible|unable|cannot",
     )
 )
 
@@ -115,18 +197,16 @@ class Polarity:
 
 
 def polarity(sentence: str, passage: str) -> Polarity:
-    added, denies = _turned(denied(sentence, *_NEAR), denied(passage, *_FAR))
-    removed, _ = _turned(denied(passage, *_NEAR), denied(sentence, *_FAR))
-    unmatched = bool(negations(sentence)) and not denies and not negations(passage)
-    return Polarity(max(added, 0.5 * unmatched), removed, tuple(opposites(sentence, passage)))
+    added = _turned(denied(sentence, *_NEAR), denied(passage, *_FAR))
+    removed = _turned(denied(passage, *_NEAR), denied(sentence, *_FAR))
+    return Polarity(added, removed, tuple(opposites(sentence, passage)))
 
 
-def _turned(denying: Mapping[str, set[bool]], other: Mapping[str, set[bool]]) -> tuple[float, int]:
-    """How surely terms that are only denied in one text are only affirmed in the other, 0 to 1: two suffice. And how
-    many denied ones it has at all."""
+def _turned(denying: Mapping[str, set[bool]], other: Mapping[str, set[bool]]) -> float:
+    """How surely terms that are only denied in one text are only affirmed in the other, 0 to 1: two suffice."""
     shared = [term for term, marks in denying.items() if marks == {True} and term in other]
     turned = sum(True not in other[term] for term in shared)
-    return min(turned / 2, 1) if turned > _CHANCE * len(shared) else 0.0, len(shared)
+    return min(turned / 2, 1) if turned > _CHANCE * len(shared) else 0.0
 
 
 def opposites(sentence: str, passage: str) -> Iterable[str]:
@@ -139,8 +219,43 @@ def opposites(sentence: str, passage: str) -> Iterable[str]:
     for row in _OPPOSITES:
         for one, other in (row, row[::-1]):
             for word in one:
-                if has(said, word) and not any(has(held, each) for each in one) and any(has(held, w) for w in other):
+                turned = not any(has(held, each) for each in one) and any(has(held, each) for each in other)
+                if has(said, word) and turned and not any(has(said, each) for each in other):
                     yield word
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """How surely something was put into another's place (`words`), and a number (`number`), 0 to 1; which `numbers`."""
+
+    words: float = 0.0
+    number: float = 0.0
+    numbers: tuple[str, ...] = ()
+
+
+def replaced(places: Iterable[Place], chinese: bool) -> Replaced:
+    """What stands in those places, in a passage that is Chinese or not."""
+    words = number = 0.0
+    changed: list[str] = []
+    for place in places:
+        said = [word for word in place.said if word not in place.held and not _is_empty(word, chinese)]
+        values, others = ({word: _values(word) for word in part if _values(word)} for part in (said, place.held))
+        if values and others:
+            if set().union(*values.values()).isdisjoint(set().union(*others.values())):
+                number = max(number, place.before, place.after)
+                changed += values
+        elif said:
+            words = max(words, place.before * place.after)
+    return Replaced(words, number, tuple(changed))
+
+
+def _values(word: str) -> set[float]:
+    """Of a token that is a number; 条 makes one of a lone Chinese numeral."""
+    return {number.value for number in numbers(f"{word}条" if _HAN_RUN.match(word) else word)}
+
+
+def _is_empty(word: str, chinese: bool) -> bool:
+    return (bool(_FUNCTION.fullmatch(word)) and not _NEGATORS.match(word)) or not chinese and word in _EMPTY
 
 
 # Names
@@ -221,6 +336,11 @@ def foreign_places(sentence: str, passage: str) -> list[str]:
     return sorted(names for names in _places(sentence) if not held & lexicon().places[names])
 
 
+def place_words(text: str) -> set[str]:
+    """All words for the well-known places in `text`: France, French."""
+    return {term for names in _places(text) for word in lexicon().places[names] for term in terms(word)}
+
+
 def _places(text: str) -> set[str]:
     folded = fold(text)
     words = set(_LATIN_WORD.findall(folded))
@@ -234,6 +354,7 @@ def _places(text: str) -> set[str]:
 _FUNCTION = re.compile(
     "[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]"
 )
+_UNNAMED = re.compile("[不没很还再更最会要想能可又才只座每几各手]")  # in no name, or seldom
 _SURNAMES = frozenset(
     "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤方俞任袁柳"
     "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬乐傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝臧戴宋庞熊纪舒屈项祝董梁"
@@ -258,11 +379,11 @@ def unknown_names(sentence: str, held: str) -> list[str]:
     There are no capitals to go by: a surname before one or two characters that make no common word, the characters that
     foreign names are written with, or uncommon characters before what kind of thing is named. `held` is folded.
     """
-    pairs = set(map("".join, pairwise(held)))
+    pairs = set(map("".join, pairwise("".join(_HAN_RUN.findall(held)))))
     return [
         run
         for run, behind in unknown_runs(sentence, pairs)
-        if len(run) > 1 and (_is_person(run) or _is_foreign(run) or _is_kind(run, behind))
+        if len(run) > 1 and not _UNNAMED.search(run) and (_is_person(run) or _is_foreign(run) or _is_kind(run, behind))
     ]
 
 

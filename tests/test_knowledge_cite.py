@@ -8,8 +8,9 @@ import pytest
 from langchain_core.embeddings import Embeddings
 
 import knowledge
+from knowledge.alignment import Alignment, tokens
 from knowledge.cite import Citation, Cited, Citer, cite
-from knowledge.claims import foreign_places
+from knowledge.claims import foreign_places, polarity
 from knowledge.numbers import lacking, numbers
 from knowledge.sentences import Sentences
 from tests.fakes import HashEmbeddings
@@ -51,7 +52,8 @@ class NoEmbeddings(Embeddings):
         ("2014年8月29日", [2014, 8, 29]),
         ("民國34年", [1945]),
         ("第十九条，二个月，两次", [19, 2, 2]),
-        ("三国时期的四川，一种说法，one of them", []),
+        ("六成，约六成的学生", [60, 60]),
+        ("三国时期的四川，一种说法，one of them, respiratory ones", []),
     ],
 )
 def test_numbers_of_both_languages_are_made_alike(text: str, values: list[float]) -> None:
@@ -69,6 +71,9 @@ def test_numbers_of_both_languages_are_made_alike(text: str, values: list[float]
         ("about 70 million", "70.2 million", 0),
         ("70 million", "70.2 million", 1),
         ("1621", "1620–21", 0),
+        ("六成", "60%", 0),
+        ("the nineteenth century", "in 1899", 0),
+        ("19世纪", "in 1901", 1),
     ],
 )
 def test_a_number_is_held_by_value_and_unit(said: str, held: str, missing: int) -> None:
@@ -108,6 +113,8 @@ def test_a_sentence_is_cited_with_the_words_it_draws_on(sentence: str, number: i
         ("老城城墙高10米，有四座城门楼，由欧阳修的后人管理。", "name", "欧阳修"),
         ("老城不是三城核心。", "negation", "不"),
         ("隐形眼镜每天都要清洗，能戴着睡觉。", "negation", ""),
+        ("老城有三座城门楼、四座角楼和三座水门。", "number", "三"),
+        ("The last carry-out store opened in 1990.", "negation", "last"),
     ],
 )
 def test_what_was_changed_is_found_and_told(sentence: str, kind: str, text: str) -> None:
@@ -115,6 +122,31 @@ def test_what_was_changed_is_found_and_told(sentence: str, kind: str, text: str)
     assert not citation.supported and not citation.passages
     assert (kind, text) in [(problem.kind, problem.text) for problem in citation.problems]
     assert citation.spans  # where it comes nearest to
+
+
+def test_what_replaces_a_name_of_a_passage_is_found_though_the_passage_has_it_elsewhere() -> None:
+    passages = ["在1466年，或许40,000人死于巴黎的瘟疫。后来，瘟疫又一再袭击伦敦，带走许多人。"]
+    assert cite("1466年，或许40,000人死于巴黎的瘟疫。", passages, None).supported
+    assert not cite("1466年，或许40,000人死于伦敦的瘟疫。", passages, None).supported
+
+
+def test_a_sentence_is_laid_along_its_passage() -> None:
+    said, held = (tokens(text) for text in ("It was made in London by many men.", "it was made in Paris by many men"))
+    alignment = Alignment(said, held)
+    (place,) = alignment.places()
+    assert (place.said, place.held, place.before, place.after) == (("london",), ("paris",), 1, 1)
+    assert alignment.in_order == pytest.approx(7 / 8)
+
+
+def test_words_that_only_moved_replace_nothing() -> None:
+    said, held = (
+        tokens(text) for text in ("火葬场于1962年启用，位于香港岛", "火葬场是香港一个坟场，位于香港岛，于1962年启用")
+    )
+    assert list(Alignment(said, held).places()) == []
+
+
+def test_a_denial_before_a_latin_word_is_seen() -> None:
+    assert polarity("github不向互联网开放。", "网站向互联网开放").added == 1
 
 
 class OneTopic(HashEmbeddings):
@@ -172,6 +204,7 @@ def test_passages_are_embedded_once_for_all_sentences() -> None:
         citer.cite(sentence)
     assert len(embeddings.embedded) == before
     assert embeddings.embedded.count(CHAIN) == 1
+    assert embeddings.embedded.count("It was founded by Val and Zena Weiler in 1957.") == 1
 
 
 def test_without_passages_nothing_is_supported() -> None:
@@ -182,12 +215,13 @@ def test_without_passages_nothing_is_supported() -> None:
 
 
 def rows() -> list[dict]:
-    return [json.loads(line) for line in (DATA / "alignment.jsonl").read_text(encoding="utf-8").splitlines()]
+    files = (DATA / "alignment.jsonl", DATA / "alignment_more.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_sets_halves_share_no_passage() -> None:
-    halves = {half: {row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out")}
-    assert len(rows()) >= 150 and not halves["fit"] & halves["held-out"]
+def test_the_sets_parts_share_no_passage() -> None:
+    parts = [{row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out", "more")]
+    assert all(parts) and len(set().union(*parts)) == sum(map(len, parts))
 
 
 def test_changed_sentences_of_the_set_are_refused_and_supported_ones_cited() -> None:
@@ -260,8 +294,7 @@ def test_a_knowledge_base_cites_with_the_vectors_that_it_has(tmp_path: Path) -> 
     base.ingest([note])
     (passage,) = base.search("Where is the chain based?", 1)
     citer = base.citer([passage])
-    before = len(embeddings.embedded)
     citer.prepare()
     assert citer.cite("Food can be carried away since 1990.") is not None
-    assert len(embeddings.embedded) == before
+    assert [text for text in embeddings.embedded if CHAIN in text] == embeddings.embedded[:1]  # once, when it was added
     assert citer.cite("The first carry-out store opened in 1990.").passages == (1,)

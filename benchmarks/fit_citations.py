@@ -36,7 +36,8 @@ def main() -> None:
     options = parser("fit_citations", __doc__).parse_args()
     embeddings = embedder(options)
     kept = citations.Kept(embeddings, options.scratch / "citations.npz")
-    rows = compared(citations.cases(), kept, Background.measure(embeddings))
+    found = citations.cases()
+    rows = compared([*found, *citations.unrelated(found)], kept, Background.measure(embeddings))
     kept.save()
     for name, rule in fitted(rows)._asdict().items():
         print(name, {feature: round(weight, 2) for feature, weight in rule.weights.items()}, round(rule.bias, 2))
@@ -55,8 +56,8 @@ def cross_validated(rows: Sequence[Row]) -> list[tuple[int, ...]]:
 
 
 def _fold(case: citations.Case) -> int:
-    """All sentences of a passage, and those of its translation beside it, are in one."""
-    return int(hashlib.sha256(case.passages[case.base - 1].encode()).hexdigest(), 16) % FOLDS
+    """All sentences about an article are in one, in both languages."""
+    return int(hashlib.sha256(case.article.encode()).hexdigest(), 16) % FOLDS
 
 
 def fitted(rows: Sequence[Row], rules: cite.Rules = cite.RULES) -> cite.Rules:

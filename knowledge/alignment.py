@@ -4,6 +4,7 @@ Whoever changes a name, a number or a word leaves its neighbours as they were: w
 words as what it replaced, even if the passage has it too, elsewhere.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,15 @@ def size(words: Sequence[str]) -> float:
 class Place:
     """What a sentence says (`said`) where the passage says something else (`held`).
 
-    before, after: how much of what stands beside it is the same, 0 to 1.
+    before, after: how much of what stands beside it is the same, 0 to 1. moved: words of it that the passage has before
+    the same two words, but elsewhere.
     """
 
     said: tuple[str, ...]
     held: tuple[str, ...]
     before: float
     after: float
+    moved: frozenset[str] = frozenset()
 
 
 class Alignment:
@@ -60,7 +63,18 @@ class Alignment:
             said = self._said[before.a + before.size : after.a]
             held = self._held[before.b + before.size : after.b]
             if said and held and size(said) <= _LONGEST and size(held) <= _HELD and not self._is_moved(said):
-                yield Place(tuple(said), tuple(held), self._flank(before), self._flank(after))
+                moved = self._moved(before.a + before.size, after.a)
+                yield Place(tuple(said), tuple(held), self._flank(before), self._flank(after), moved)
+
+    @functools.cached_property
+    def _held_threes(self) -> set[tuple[str, ...]]:
+        return {tuple(self._held[at : at + 3]) for at in range(len(self._held) - 2)}
+
+    def _moved(self, start: int, end: int) -> frozenset[str]:
+        """Words from start to end that the clauses have before the same two words, be it elsewhere."""
+        return frozenset(
+            self._said[at] for at in range(start, end) if tuple(self._said[at : at + 3]) in self._held_threes
+        )
 
     def _flank(self, block: Match) -> float:
         """How much a block says beside a place; a sentence's start or end says as much as a word."""

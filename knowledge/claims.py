@@ -8,12 +8,12 @@ import functools
 import importlib.resources
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 
-from knowledge.alignment import Place
+from knowledge.alignment import Alignment, Place, size
 from knowledge.numbers import numbers
-from knowledge.terms import fold, terms
+from knowledge.terms import fold, is_chinese, terms
 
 _HAN_RUN = re.compile("[\u3400-\u9fff]+")
 _TOKEN = re.compile(r"[\u3400-\u9fff]|n['’]t\b|[^\W\d_\u3400-\u9fff]+(?=n['’]t\b)|[^\W_\u3400-\u9fff]+")
@@ -96,6 +96,7 @@ _OPPOSITES = tuple(
         "赞扬|称赞|好评|赞赏|夸奖/批评|抨击|指责|差评",
         "increase|rise|rose|grow|grew|higher|more|greater|expand|gain/decrease|decline|fall|fell|lower|less|fewer|shrink|drop|lose",
         "before|prior|earlier|precede/after|later|subsequent|follow",
+        "more|most/less|least|fewer|fewest",
         "largest|biggest|highest|most|longest|strongest|greatest|best/smallest|lowest|least|shortest|weakest|worst",
         "earliest|first/latest|last|final",
         "all|every|always|entire|each/few|rarely|seldom|partly|some",
@@ -147,6 +148,11 @@ _OPPOSITES = tuple(
         "possible|able|can/impossible|unable|cannot",
     )
 )
+_OPPOSITE_CHARACTERS = (
+    "东西 南北 左右 上下 前后 内外 大小 多少 高低 快慢 早晚 长短 增减 升降 男女 冷热 强弱 新旧 进出".split()
+)
+
+_REFUSES = re.compile(r"(?:fail|refus|declin)(?:e|ed|es|s)?$")
 
 
 def negations(text: str) -> list[str]:
@@ -226,27 +232,75 @@ def opposites(sentence: str, passage: str) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Replaced:
-    """How surely something was put into another's place (`words`), and a number (`number`), 0 to 1; which `numbers`."""
+    """How surely something was put into another's place: a name (`name`), another word, a number, 0 to 1; which
+    `names` and `numbers`, and the words that stand where the passage has their opposites."""
 
+    name: float = 0.0
     words: float = 0.0
     number: float = 0.0
+    names: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    opposite: tuple[str, ...] = ()
+
+    @classmethod
+    def most(cls, found: Iterable["Replaced"]) -> "Replaced":
+        """What any of `found` has."""
+        return cls(*(max(values) for values in zip(*map(astuple, found), strict=True)))
 
 
-def replaced(places: Iterable[Place], chinese: bool) -> Replaced:
-    """What stands in those places, in a passage that is Chinese or not."""
-    words = number = 0.0
+def replaced(alignment: Alignment, said_names: frozenset[str], held_names: frozenset[str], held: str) -> Replaced:
+    """What stands in another's place, of a sentence beside the passage `held` (folded).
+
+    said_names, held_names: the words (folded) that are names in either by their capitals.
+    """
+    chinese = is_chinese(held)
+    name = words = number = 0.0
+    names: list[str] = []
     changed: list[str] = []
-    for place in places:
+    turned: list[str] = []
+    for place in alignment.places():
         said = [word for word in place.said if word not in place.held and not _is_empty(word, chinese)]
+        turned += _turned_at(place)
         values, others = ({word: _values(word) for word in part if _values(word)} for part in (said, place.held))
         if values and others:
-            if set().union(*values.values()).isdisjoint(set().union(*others.values())):
+            apart = set().union(*values.values()).isdisjoint(set().union(*others.values()))
+            if apart and not place.moved & values.keys():
                 number = max(number, place.before, place.after)
                 changed += values
-        elif said:
-            words = max(words, place.before * place.after)
-    return Replaced(words, number, tuple(changed))
+        elif (named := _named(place.said, said_names, held)) and _may_name(place.held, held_names):
+            name = max(name, place.before, place.after)
+            names.append(named)
+        elif said and not all(_is_empty(word, chinese) for word in place.held):
+            words = max(words, place.before * place.after * min(size(said), 1) ** 2)
+    return Replaced(name, words, number, tuple(names), tuple(changed), tuple(turned))
+
+
+def _named(words: Sequence[str], names: frozenset[str], held: str) -> str:
+    """The name that the words of a place are, if they are one. held: a passage that may have it elsewhere."""
+    if latin := [word for word in words if word in names]:
+        return " ".join(latin)
+    run = _ENDS.sub("", "".join(words))
+    if len(run) < 2 or not _HAN_RUN.fullmatch(run) or _UNNAMED.search(run) or _FUNCTION.search(run):
+        return ""
+    known = any(name in run for names in lexicon().places for name in names.split("|"))
+    known = known or bool(rarity(run)) and run in held
+    return run if known or rarity(run) >= _RARE or re.search(f"(?:{_KINDS})$", run) else ""
+
+
+def _may_name(words: Sequence[str], names: frozenset[str]) -> bool:
+    runs = _FUNCTION.split("".join(words))
+    return any(word in names for word in words) or any(len(run) > 1 and _HAN_RUN.match(run) for run in runs)
+
+
+def _turned_at(place: Place) -> list[str]:
+    """The directions and measures in a place that has the opposite in the passage, and what says that nothing came."""
+    said, held = set(place.said), set(place.held)
+    return [
+        one
+        for pair in _OPPOSITE_CHARACTERS
+        for one, other in (pair, pair[::-1])
+        if one in said and other in held and one not in held and other not in said
+    ] + [word for word in place.said if _REFUSES.match(word) and not any(map(_REFUSES.match, place.held))]
 
 
 def _values(word: str) -> set[float]:
@@ -255,7 +309,8 @@ def _values(word: str) -> set[float]:
 
 
 def _is_empty(word: str, chinese: bool) -> bool:
-    return (bool(_FUNCTION.fullmatch(word)) and not _NEGATORS.match(word)) or not chinese and word in _EMPTY
+    said = bool(_FUNCTION.fullmatch(word)) and not _NEGATORS.match(word)
+    return said or word == "一" or (not chinese and word in _EMPTY)
 
 
 # Names
@@ -306,10 +361,14 @@ def _unusual(word: str) -> bool:
     """Whether a word at a sentence's start is a name rather than a word with a capital."""
     plain = word.casefold()
     known = lexicon().words
-    return plain not in known and not any(
-        plain.endswith(ending) and plain[: -len(ending)] + more in known
-        for ending in ("s", "es", "ed", "d", "ing", "ly")
-        for more in ("", "e")
+    return (
+        plain not in known
+        and not any(
+            plain.endswith(ending) and plain[: -len(ending)] + more in known
+            for ending in ("s", "es", "ed", "d", "ing", "ly")
+            for more in ("", "e")
+        )
+        and not re.search(r"ever$|(.)\1ing$", plain)
     )
 
 
@@ -322,7 +381,9 @@ def _held(term: str, held: set[str]) -> bool:
     if term in held:
         return True
     start = term[: max(4, round(0.6 * len(term)))]
-    return len(term) >= 4 and any(other.startswith(start) and abs(len(other) - len(term)) <= 4 for other in held)
+    return len(term) >= 4 and any(
+        other.startswith(start) and (abs(len(other) - len(term)) <= 4 or other.startswith(term)) for other in held
+    )
 
 
 def quoted(text: str) -> list[str]:
@@ -333,6 +394,7 @@ def quoted(text: str) -> list[str]:
 def foreign_places(sentence: str, passage: str) -> list[str]:
     """Well-known places in `sentence` that `passage` has in neither language."""
     held = {word for names in _places(passage) for word in lexicon().places[names]}
+    sentence = re.sub(r"\bHan Chinese\b", "Han", sentence)  # a people, not the country
     return sorted(names for names in _places(sentence) if not held & lexicon().places[names])
 
 
@@ -354,7 +416,9 @@ def _places(text: str) -> set[str]:
 _FUNCTION = re.compile(
     "[的了是在由和与于被把将从到就都也而并及或对向为以因所其之这那他她它们有着过给让使得后前里中上下时等个]"
 )
-_UNNAMED = re.compile("[不没很还再更最会要想能可又才只座每几各手]")  # in no name, or seldom
+_ENDS = re.compile(f"^{_FUNCTION.pattern}+|{_FUNCTION.pattern}+$")
+_RARE = 0.5  # of a run's pairs of characters
+_UNNAMED = re.compile("[则全不没很还再更最会要想能可又才只座每几各手]")  # in no name, or seldom
 _SURNAMES = frozenset(
     "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏窦章苏潘葛奚范彭郎鲁韦昌苗凤方俞任袁柳"
     "鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬乐傅皮卞齐康伍余顾孟黄穆萧尹姚邵汪祁毛狄米贝臧戴宋庞熊纪舒屈项祝董梁"
@@ -363,6 +427,9 @@ _SURNAMES = frozenset(
     "阴胥苍闻党翟谭贡姬申扶堵冉宰雍桑桂濮牛寿扈燕冀浦尚农庄晏柴瞿阎慕茹习宦艾鱼容慎戈廖庾暨居衡耿"
     "匡寇禄阙东欧沃蔚夔隆师巩聂晁勾敖融冷辛阚饶曾鞠巢关蒯查荆竺盖桓"
 )
+_WORDS = frozenset(
+    "毛高全方白黄明水石古时金安平成和计马包左边农空年花雷温房路单双万冷师文官常干江海山项经车"
+)  # surnames, words too
 _SOUNDS = frozenset(  # what foreign names are written with
     "阿埃艾安昂奥巴柏拜班邦保鲍贝本比彼宾波伯博布策查茨达戴丹当道得德登邓迪蒂丁顿多恩尔法凡菲费芬弗夫福富盖甘冈高戈哥格葛根古瓜哈海"
     "汉豪赫亨洪胡华霍基吉加贾杰金卡凯坎康考柯科可克肯库夸昆拉莱赖兰朗劳勒雷里理利莉丽琳林隆卢鲁伦罗洛马玛迈麦曼芒梅门蒙米密"
@@ -370,7 +437,7 @@ _SOUNDS = frozenset(  # what foreign names are written with
     "斯丝松苏索塔泰坦汤唐陶特滕提廷图托脱瓦万旺威韦维魏温文翁沃乌伍武西希席夏显肖谢辛欣休许逊雅亚延扬耶叶伊因英尤于约扎泽詹"
     "珍芝朱卓兹佐妮伽茜露薇朵"
 )
-_KINDS = "大学|学院|公司|集团|银行|委员会|协会|[署局厅队岛山河湖省市县区郡州国海洋寺庙宗帝党报社湾港奖杯]"
+_KINDS = "大学|学院|公司|组织|集团|银行|委员会|协会|[署局厅队岛山河湖省市县区郡州国海洋寺庙宗帝党报社湾港奖杯]"
 
 
 def unknown_names(sentence: str, held: str) -> list[str]:
@@ -380,15 +447,20 @@ def unknown_names(sentence: str, held: str) -> list[str]:
     foreign names are written with, or uncommon characters before what kind of thing is named. `held` is folded.
     """
     pairs = set(map("".join, pairwise("".join(_HAN_RUN.findall(held)))))
-    return [
+    runs = unknown_runs(sentence, pairs)
+    doers = [
+        run[:3] for run, _ in runs if len(run) > 3 and _is_person(run[:3]) and re.search(f"[由被]{run}", fold(sentence))
+    ]
+    return doers + [
         run
-        for run, behind in unknown_runs(sentence, pairs)
+        for run, behind in runs
         if len(run) > 1 and not _UNNAMED.search(run) and (_is_person(run) or _is_foreign(run) or _is_kind(run, behind))
     ]
 
 
 def _is_person(run: str) -> bool:
-    return (run[0] in _SURNAMES and len(run) in (2, 3) and rarity(run) == 1) or bool(_DOUBLE.search(run))
+    person = run[0] in _SURNAMES and (len(run) == 3 or len(run) == 2 and run[0] not in _WORDS) and rarity(run) == 1
+    return person or bool(_DOUBLE.search(run))
 
 
 _DOUBLE = re.compile(

@@ -96,6 +96,11 @@ class Number:
     unit: str | None = None
     about: bool = False
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a number below ten in words, of nothing that is measured."""
+        return self.value < 10 and not any(map(str.isdigit, self.text)) and self.unit is None
+
 
 def numbers(text: str) -> list[Number]:
     """The numbers of `text` in their order; "one" and 一 by themselves are articles more often, and left out."""

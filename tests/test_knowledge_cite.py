@@ -9,8 +9,8 @@ from langchain_core.embeddings import Embeddings
 
 import knowledge
 from knowledge.alignment import Alignment, tokens
-from knowledge.cite import Citation, Cited, Citer, cite
-from knowledge.claims import foreign_places, polarity
+from knowledge.cite import Citation, Cited, Citer, Problem, cite, judged
+from knowledge.claims import foreign_places, latin_names, polarity, unknown_names
 from knowledge.numbers import lacking, numbers
 from knowledge.sentences import Sentences
 from tests.fakes import HashEmbeddings
@@ -130,6 +130,41 @@ def test_what_replaces_a_name_of_a_passage_is_found_though_the_passage_has_it_el
     assert not cite("1466年，或许40,000人死于伦敦的瘟疫。", passages, None).supported
 
 
+def test_a_name_that_the_passage_has_in_its_next_sentence_is_found() -> None:
+    passages = ["1944年5月，长葛、许昌、鄢陵、禹县先后被日本占领。同年10月，八路军进入豫西，建立了根据地。"]
+    assert cite("1944年5月，许昌先后被日本占领。", passages, None).supported
+    assert cite("1944年5月，许昌先后被八路军占领。", passages, None).problems == (Problem("name", "八路军"),)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "supported"),
+    [("塞拉高速公路向东通往克洛维斯和亨廷顿湖。", True), ("塞拉高速公路向西通往克洛维斯和亨廷顿湖。", False)],
+)
+def test_a_direction_that_is_turned_round_is_found(sentence: str, supported: bool) -> None:
+    assert cite(sentence, ["州168号公路，即塞拉高速公路，向东通往克洛维斯和亨廷顿湖。"], None).supported is supported
+
+
+def test_what_came_to_nothing_is_another_thing() -> None:
+    passages = ["The song reached the top ten in 15 countries, including number six in the United States."]
+    assert cite("The song reached the top ten in 15 countries.", passages, None).supported
+    assert not cite("The song failed to reach the top ten in 15 countries.", passages, None).supported
+
+
+def test_plain_words_are_no_names() -> None:
+    assert unknown_names("等级高低并不重要，全省都有些毛病", "") == []
+    assert unknown_names("都护府起初交由苏定方掌管", "都护府起初") == ["苏定方"]
+    assert latin_names("Whatever he wrote. Letting it be.") == []
+    assert foreign_places("Some Han Chinese were rich.", "富有的汉人") == []
+
+
+def test_a_number_that_only_moved_is_not_replaced() -> None:
+    said, held = (
+        tokens(text) for text in ("The main road is 99 for cars", "99 for cars; the main road is 168 long for")
+    )
+    (place,) = Alignment(said, held).places()
+    assert (place.said, place.moved) == (("99",), {"99"})
+
+
 def test_a_sentence_is_laid_along_its_passage() -> None:
     said, held = (tokens(text) for text in ("It was made in London by many men.", "it was made in Paris by many men"))
     alignment = Alignment(said, held)
@@ -172,8 +207,17 @@ def test_a_place_has_names_in_both_languages() -> None:
 
 
 def test_a_sentence_about_nothing_here_is_not_supported() -> None:
-    citation = cite("The moon is made of green cheese.", PASSAGES, None)
-    assert citation == Citation()
+    for sentence in ("The moon is made of green cheese.", "月亮是绿色的奶酪做的。"):
+        assert cite(sentence, PASSAGES, None) == Citation()
+
+
+def test_a_passage_of_which_one_sentence_is_near_by_chance_supports_nothing() -> None:
+    (match,) = Citer([CITY]).matches("月亮是绿色的奶酪做的。")
+    match.nearest, match.nearest_lead = 1.5, 0.6
+    match.near = 0.0
+    assert judged([match]) == Citation()
+    match.near = 0.9
+    assert judged([match]) != Citation()
 
 
 @pytest.mark.parametrize(
@@ -215,12 +259,14 @@ def test_without_passages_nothing_is_supported() -> None:
 
 
 def rows() -> list[dict]:
-    files = (DATA / "alignment.jsonl", DATA / "alignment_more.jsonl")
+    files = (DATA / f"alignment{name}.jsonl" for name in ("", "_more", "_other"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_sets_parts_share_no_passage() -> None:
-    parts = [{row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out", "more")]
+    parts = [
+        {row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out", "more", "other author")
+    ]
     assert all(parts) and len(set().union(*parts)) == sum(map(len, parts))
 
 

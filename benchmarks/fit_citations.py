@@ -85,7 +85,7 @@ def _fitted(rule: cite.Rule, pairs: Sequence[tuple[citations.Case, cite.Match]],
 def _print_figures(rows: Sequence[Row], cited: Sequence[Sequence[int]]) -> None:
     cases = [row.case for row in rows]
     for half in dict.fromkeys(("all", *(case.half for case in cases))):
-        chosen = [number for number, case in enumerate(cases) if half in ("all", case.half)]
+        chosen = [number for number, case in enumerate(cases) if half == case.half or half == "all" and case.base]
         figures = citations.figures(cases, cited, chosen)
         print(half, *(f"{name} {value:.3f}" for name, value in figures), sep=", ")
 

@@ -22,7 +22,7 @@ _CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3
 # Words with a negative character that deny nothing: taken out before negations are looked for.
 _HARMLESS = re.compile(
     "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|不到|不足|无数|无线|非常|非洲|未来|没收|没落|"
-    "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|不等|不时|不错|"
+    "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|别的|别处|别国|别墅|告别|离别|不等|不时|不错|"
     r"\bnot only\b|\bno longer than\b|\bno matter\b|\bnorth\b|\bnotable\b"
 )
 _NEGATORS = re.compile(

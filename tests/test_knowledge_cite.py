@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 import knowledge
 from knowledge.alignment import Alignment, tokens
 from knowledge.cite import Citation, Cited, Citer, Problem, cite, judged
-from knowledge.claims import foreign_places, latin_names, polarity, unknown_names
+from knowledge.claims import foreign_places, latin_names, negations, polarity, unknown_names
 from knowledge.numbers import lacking, numbers
 from knowledge.sentences import Sentences
 from tests.fakes import HashEmbeddings
@@ -155,6 +155,11 @@ def test_plain_words_are_no_names() -> None:
     assert unknown_names("都护府起初交由苏定方掌管", "都护府起初") == ["苏定方"]
     assert latin_names("Whatever he wrote. Letting it be.") == []
     assert foreign_places("Some Han Chinese were rich.", "富有的汉人") == []
+
+
+def test_other_things_are_no_denial() -> None:
+    assert negations("别的城市特别大，别墅也多") == []
+    assert negations("没能成功") == ["没"]
 
 
 def test_a_number_that_only_moved_is_not_replaced() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -30,16 +32,19 @@ from .results import Result
 from .settings import Settings
 
 SENTENCES = Path(__file__).parents[1] / "tests" / "data" / "alignment.jsonl"
+MORE_SENTENCES = SENTENCES.with_name("alignment_more.jsonl")
+OTHER_SENTENCES = SENTENCES.with_name("alignment_other.jsonl")  #: another author's
 MORE_PASSAGES = SENTENCES.with_name("alignment_passages.jsonl")
-HALVES = ("fit", "held-out")
+HALVES = ("fit", "held-out", "more", "other author")
 CHANGED = ("number", "name", "negation")
+CANDIDATES = 5  #: passages beside a sentence
 TIMED = 20  #: sentences
 PEER = "most words shared"
 
 
 class Case(NamedTuple):
     """A sentence with its candidates. gold: the number of the passage that supports it, counted from 1, if one does.
-    base: of the passage that it was made from."""
+    base: of the passage that it was made from; 0 if that is not among them. article: in which that stands."""
 
     kind: str
     half: str
@@ -47,6 +52,7 @@ class Case(NamedTuple):
     passages: list[str]
     gold: int | None
     base: int
+    article: str
 
 
 def run(settings: Settings) -> Iterator[Result]:
@@ -70,7 +76,7 @@ def cases() -> list[Case]:
     sets = Path(os.environ["QUATRAIN_TEST_ASSETS"]) / "qa"
     texts = {row["id"]: row["text"] for language in ("zh", "en") for row in question_sets.read(sets, language).passages}
     texts |= {row["id"]: row["text"] for row in _rows(MORE_PASSAGES)}
-    return [_case(row, texts) for row in _rows(SENTENCES)]
+    return [_case(row, texts) for path in (SENTENCES, MORE_SENTENCES, OTHER_SENTENCES) for row in _rows(path)]
 
 
 def _rows(path: Path) -> Iterator[dict]:
@@ -81,7 +87,36 @@ def _case(row: dict, texts: dict[str, str]) -> Case:
     ids = row["passages"]
     gold = None if row["gold"] is None else ids.index(row["gold"]) + 1
     passages = [texts[id] for id in ids]
-    return Case(row["kind"], row["half"], row["sentence"], passages, gold, ids.index(row["base"]) + 1)
+    return Case(
+        row["kind"], row["half"], row["sentence"], passages, gold, ids.index(row["base"]) + 1, _article(row["base"])
+    )
+
+
+def _article(passage: str) -> str:
+    """What the ids of an article's passages, and of their translations, share: xquad-zh-36-4 is of xquad-36."""
+    return re.sub(r"-c?\d{1,3}$", "", re.sub("-(?:zh|en)(?=-)", "", passage))
+
+
+def unrelated(found: Sequence[Case]) -> list[Case]:
+    """Each sentence beside as many passages of its language that have nothing to do with it."""
+    pick = random.Random(1)
+    beside: dict[str, set[str]] = defaultdict(set)
+    for case in found:
+        beside[case.article].update(case.passages)
+    passages = list(dict.fromkeys(passage for case in found for passage in case.passages))
+    return [case._replace(**_beside_others(case, passages, beside[case.article], pick)) for case in found]
+
+
+def _beside_others(case: Case, passages: Sequence[str], beside: set[str], pick: random.Random) -> dict[str, object]:
+    chinese = terms.is_chinese(case.sentence)
+    others = [one for one in passages if one not in beside and terms.is_chinese(one) is chinese]
+    return {
+        "kind": "unrelated",
+        "half": "unrelated",
+        "passages": pick.sample(others, CANDIDATES),
+        "gold": None,
+        "base": 0,
+    }
 
 
 def figures(
@@ -94,9 +129,10 @@ def figures(
         wanted = [] if found[number].gold is None else [found[number].gold]
         right[found[number].kind].append(list(cited[number][:1]) == wanted)
     hits = [found[number].gold in cited[number] for number in chosen if found[number].gold is not None]
-    yield "precision", sum(hits) / max(sum(bool(cited[number]) for number in chosen), 1)
-    yield "recall", sum(hits) / len(hits)
-    yield "changed ones refused", statistics.fmean(mark for kind in CHANGED for mark in right[kind])
+    if hits:
+        yield "precision", sum(hits) / max(sum(bool(cited[number]) for number in chosen), 1)
+        yield "recall", sum(hits) / len(hits)
+        yield "changed ones refused", statistics.fmean(mark for kind in CHANGED for mark in right[kind])
     for kind, marks in right.items():
         yield kind, statistics.fmean(marks)
 

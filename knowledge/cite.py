@@ -6,49 +6,39 @@ are compared exactly, since a sentence that is wrong in one of them shares nearl
 """
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from typing import NamedTuple
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from knowledge import claims
+from knowledge.alignment import Alignment, tokens
 from knowledge.background import LANGUAGES, Background
 from knowledge.numbers import Number, lacking, numbers
 from knowledge.relevance import logistic
 from knowledge.sentences import Piece, Sentences
+from knowledge.statements import sentences_of
 from knowledge.terms import content, fold, is_chinese, terms
 from knowledge.vectors import unit_rows
 
-# Of the passage that a sentence may be about, in its own language.
-TOPIC = ("covered", "in_order", "covered_lead", "near_lead", "numbers_held", "numbers_lacking")
-TOPIC_WEIGHTS = (3.4, 3.31, 6.06, 3.76, 0.7, -1.61)
-TOPIC_BIAS = -1.64
-# Whether it then says the same.
-SOUND = ("numbers_lacking", "names_lacking", "places_lacking", "han_names", "added", "removed", "departs")
-SOUND_WEIGHTS = (-5.42, -3.77, -4.42, -4.51, -5.52, -10.41, -2.93)
-SOUND_BIAS = 2.7
-# Of a passage in the other language, where words can't be compared.
-OTHER = ("near", "near_lead", "numbers_lacking", "numbers_held", "places_lacking")
-OTHER_WEIGHTS = (1.94, 6.1, -1.4, 1.66, -0.25)
-OTHER_BIAS = -1.86
-ABOUT, OTHER_ABOUT = 0.5, 0.4  # from here on a sentence is taken to be about a passage
-SAME = 0.6  # and from here on to say what that says
-
 _LONGEST_WINDOW = 6  # clauses that a sentence may sum up
 _CLAUSE_COST = 0.03  # of a sentence's words, which another clause must add
-_USUAL_COVER, _USUAL_NEARNESS = 0.1, 0.4  # of another passage, where there is none to compare with
+_USUAL_NEARNESS = 0.4
+_LEADS = {"covered": 0.1, "near": _USUAL_NEARNESS, "nearest": _USUAL_NEARNESS}  # usual in a passage that is not the one
 _VERBATIM_COVER, _VERBATIM_ORDER = 0.8, 0.7  # from here on meaning says nothing new
-_CLOSE = 0.5  # in order: the opposite of a word stands where it stood
+_STRANGE_COVER, _STRANGE_NEARNESS = 0.1, 0.1  # with less of both a sentence is about none, however far ahead one is
+_SMALL = 0.5  # of a number: what is counted in words may follow from a list, or be no count
+_READ = 8  # passages whose sentences are embedded too
 # A line's end is none of a clause where the next line goes on with it.
 _CLAUSE = re.compile(
     r"\S.*?(?:(?:[。！？；，,;!?]|\n(?! *[a-z(]))+[”’」』）\"')\]]*|\.(?=\s|$)[\"')\]]*|$)",
     re.DOTALL,
 )
-_TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 _OWN_MARK = re.compile(r"\[\d{1,2}\]|【\d{1,2}】")
 
 
@@ -142,17 +132,7 @@ class Citer:
 
     def cite(self, sentence: str) -> Citation:
         sentence = _OWN_MARK.sub("", sentence).strip()
-        if claims.is_chatter(sentence):
-            return Citation(chatter=True)
-        matches = self.matches(sentence)
-        if not matches:
-            return Citation()
-        best = max(matches, key=lambda match: match.topic)
-        if not best.is_about:
-            return Citation()
-        if best.sound >= SAME:
-            return Citation((best.span,), supported=True)
-        return Citation((best.span,), problems=tuple(best.problems()))
+        return Citation(chatter=True) if claims.is_chatter(sentence) else judged(self.matches(sentence))
 
     def matches(self, sentence: str) -> list["Match"]:
         """The sentence beside each passage, in their order."""
@@ -168,37 +148,46 @@ class Citer:
         first = max(found, key=lambda match: match.covered)
         verbatim = first.covered >= _VERBATIM_COVER and first.in_order >= _VERBATIM_ORDER
         if self._embeddings is None or verbatim:
-            nearness = [_USUAL_NEARNESS + match.covered for match in found]
+            nearness = [(_USUAL_NEARNESS + match.covered,) * 2 for match in found]
         else:
             nearness = self._nearness(sentence, chinese)
-        for match, near in zip(found, nearness, strict=True):
-            match.near = near
-        for match in found:
-            others = [other for other in found if other is not match]
-            match.covered_lead = match.covered - max((other.covered for other in others), default=_USUAL_COVER)
-            match.near_lead = match.near - max((other.near for other in others), default=_USUAL_NEARNESS)
+        for match, (near, nearest) in zip(found, nearness, strict=True):
+            match.near, match.nearest = near, nearest
+        for name, usual in _LEADS.items():
+            _set_lead(found, name, usual)
 
-    def _nearness(self, sentence: str, chinese: bool) -> list[float]:
+    def _nearness(self, sentence: str, chinese: bool) -> list[tuple[float, float]]:
+        """How near each passage is as a whole, and its nearest sentence."""
         asked = LANGUAGES[not chinese]
         query = unit_rows(self._embeddings.embed_query(sentence))[0]
         directions = self._background.directions(query, asked)
-        products = self._vectors @ directions.T  # [passages, 1 + languages]
-        return [
-            float(self._background.nearness(directions, row[None], asked, LANGUAGES[not source.chinese])[0])
-            for source, row in zip(self._sources, products, strict=True)
-        ]
+        found = []
+        for source, rows in zip(self._sources, self._vectors, strict=True):
+            held = LANGUAGES[not source.chinese]
+            whole, *parts = self._background.nearness(directions, rows @ directions.T, asked, held).tolist()
+            found.append((whole, max(parts, default=whole)))
+        return found
 
     @functools.cached_property
     def _background(self) -> Background:
         return self._given or Background.measure(self._embeddings)
 
     @functools.cached_property
-    def _vectors(self) -> np.ndarray:
-        """Of the passages, float32 [passages, dimension]."""
-        texts = [source.text for source in self._sources]
-        new = [text for text in texts if text not in self._known]
+    def _vectors(self) -> list[np.ndarray]:
+        """Of each passage its own vector and those of its sentences, float32 [1 + sentences, dimension]."""
+        parts = [
+            [source.text, *(source.sentences if place < _READ else ())] for place, source in enumerate(self._sources)
+        ]
+        new = [text for text in dict.fromkeys(itertools.chain(*parts)) if text not in self._known]
         vectors = {**self._known, **dict(zip(new, self._embeddings.embed_documents(new) if new else (), strict=True))}
-        return unit_rows([vectors[text] for text in texts])
+        return [unit_rows([vectors[text] for text in texts]) for texts in parts]
+
+
+def _set_lead(found: Sequence["Match"], name: str, usual: float) -> None:
+    """Fill in how far each match has more of a figure than the best of the others."""
+    for match in found:
+        others = [getattr(other, name) for other in found if other is not match]
+        setattr(match, f"{name}_lead", getattr(match, name) - max(others, default=usual))
 
 
 @dataclass(frozen=True)
@@ -244,15 +233,19 @@ class Source:
                     best, place = score, (first, last + 1)
         return place
 
+    @functools.cached_property
+    def sentences(self) -> list[str]:
+        return [sentence.text for sentence in sentences_of(0, self.text)]
+
     def cut(self, first: int, last: int) -> str:
         """The text of clauses, from and to (exclusive); those that there are."""
         return self.text[self.clauses[max(0, first)].start : self.clauses[min(last, len(self.clauses)) - 1].end]
 
 
 class Match:
-    """A sentence beside a passage. `near` and both leads are told by whoever knows the other passages."""
+    """A sentence beside a passage. Nearness and leads are told by whoever knows the other passages."""
 
-    near = covered_lead = near_lead = 0.0
+    near = nearest = covered_lead = near_lead = nearest_lead = 0.0
 
     def __init__(self, number: int, source: Source, sentence: str, chinese: bool, telling: Mapping[str, float]):
         self.number, self.source, self.sentence = number, source, sentence
@@ -263,7 +256,7 @@ class Match:
         self.absent_numbers = lacking(self.said, source.numbers)
         # Names in capitals can be compared with Chinese text only where that has them too.
         self.names = claims.latin_names(sentence) if self.own or chinese else []
-        self.absent_names = claims.lacking_latin(self.names, source.terms)
+        self.absent_names = claims.lacking_latin(self.names, source.terms | claims.place_words(source.text))
         self.absent_places = claims.foreign_places(sentence, source.text)
 
     @functools.cached_property
@@ -276,9 +269,39 @@ class Match:
     @functools.cached_property
     def in_order(self) -> float:
         """How much of the sentence stands in them in the same order, 0 to 1."""
-        said, held = (_TOKEN.findall(fold(text)) for text in (self.sentence, self.source.cut(*self._place)))
-        blocks = SequenceMatcher(None, said, held, autojunk=False).get_matching_blocks()
-        return sum(block.size for block in blocks if block.size > 1 or len(said) < 4) / max(len(said), 1)
+        return Alignment(tokens(self.sentence), tokens(self.source.cut(*self._place))).in_order
+
+    @functools.cached_property
+    def _replaced(self) -> claims.Replaced:
+        """What stands where the best clauses have something else."""
+        said = tokens(self.sentence)
+        names, held_names = (
+            frozenset(tokens(" ".join(claims.latin_names(text)))) for text in (self.sentence, self._around)
+        )
+        return claims.Replaced.most(
+            claims.replaced(Alignment(said, tokens(held)), names, held_names, self.source.folded)
+            for held in (self._around, self._nearest_sentence)
+        )
+
+    @property
+    def _nearest_sentence(self) -> str:
+        """The sentence around the best clauses that it follows most; what stands in the next one is not beside it."""
+        said = tokens(self.sentence)
+        parts = [part.text for part in sentences_of(0, self._around)]
+        return max(parts, key=lambda part: Alignment(said, tokens(part)).in_order, default=self._around)
+
+    # Other words than the passage's say another thing where the sentence follows it, and the same in other words else.
+    @property
+    def replaced_name(self) -> float:
+        return self._replaced.name * self.in_order
+
+    @property
+    def replaced(self) -> float:
+        return self._replaced.words * self.in_order
+
+    @property
+    def replaced_number(self) -> float:
+        return self._replaced.number * self.in_order
 
     @functools.cached_property
     def absent_han_names(self) -> list[str]:
@@ -301,22 +324,10 @@ class Match:
         start = self.source.clauses[first].start
         return Span(self.number, start, start + len(text))
 
-    @functools.cached_property
-    def topic(self) -> float:
-        """How likely the sentence is about the passage, 0 to 1."""
-        weights, bias = (TOPIC_WEIGHTS, TOPIC_BIAS) if self.own else (OTHER_WEIGHTS, OTHER_BIAS)
-        return logistic(float(np.dot(weights, self.features(TOPIC if self.own else OTHER))) + bias)
-
-    @functools.cached_property
-    def sound(self) -> float:
-        """How likely it then says what the passage says, 0 to 1."""
-        if not self.own:  # of the other language only what is written alike can be compared
-            return float(not (self.absent_numbers or self.absent_names or self.absent_places))
-        return logistic(float(np.dot(SOUND_WEIGHTS, self.features(SOUND))) + SOUND_BIAS)
-
     @property
-    def is_about(self) -> bool:
-        return self.topic >= (ABOUT if self.own else OTHER_ABOUT)
+    def is_strange(self) -> bool:
+        """Whether it has hardly a word of the passage, which is not near as a whole: one sentence may be by chance."""
+        return self.own and self.covered < _STRANGE_COVER and self.near < _STRANGE_NEARNESS
 
     def features(self, names: Iterable[str]) -> list[float]:
         return [float(getattr(self, name)) for name in names]
@@ -326,8 +337,8 @@ class Match:
         return bool(self.said) and not self.absent_numbers
 
     @property
-    def numbers_lacking(self) -> int:
-        return min(len(self.absent_numbers), 2)
+    def numbers_lacking(self) -> float:
+        return min(sum(_SMALL if number.is_small else 1 for number in self.absent_numbers), 2)
 
     @property
     def names_lacking(self) -> int:
@@ -342,15 +353,18 @@ class Match:
         return min(len(self.absent_han_names), 2)
 
     @property
-    def added(self) -> float:
-        return self.polarity.added * (
-            0.5 if claims.softened(self.source.cut(self._place[0] - 1, self._place[1] + 1)) else 1
+    def denied(self) -> float:
+        """How surely one of the two denies what the other affirms."""
+        added, removed = self.polarity.added, self.polarity.removed
+        return max(
+            added * (0.5 if claims.softened(self._around) else 1),
+            removed * (0.5 if claims.softened(self.sentence) else 1),
         )
 
     @property
-    def removed(self) -> float:
-        turned = bool(self.polarity.opposite) and self.in_order > _CLOSE
-        return max(self.polarity.removed * (0.5 if claims.softened(self.sentence) else 1), 0.5 * turned)
+    def opposite(self) -> float:
+        """How much it shares with the passage where it has the opposite of a word of it."""
+        return bool(self.polarity.opposite or self._replaced.opposite) * self.covered
 
     @property
     def departs(self) -> float:
@@ -358,15 +372,109 @@ class Match:
         if not self.source.chinese:
             return self.in_order * (1 - self.covered)
         runs = claims.unknown_runs(self.sentence, self.source.terms)
-        return self.in_order * max((min(len(run), 4) / 4 for run, _ in runs), default=0.0)
+        return self.in_order * max((min(len(run), 4) * (1 + claims.rarity(run)) / 8 for run, _ in runs), default=0.0)
 
     def problems(self) -> Iterable[Problem]:
         """Why the sentence is not taken to be sound."""
-        yield from (Problem("number", number.text) for number in self.absent_numbers)
-        names = dict.fromkeys([*self.absent_names, *self.absent_places, *self.absent_han_names])
+        wrong = [number.text for number in self.absent_numbers]
+        yield from (Problem("number", text) for text in wrong or self._replaced.numbers)
+        names = dict.fromkeys([*self.absent_names, *self.absent_places, *self.absent_han_names, *self._replaced.names])
         yield from (Problem("name", name.split("|")[0]) for name in names)
         if self.own and (self.polarity.added or self.polarity.removed):
             yield Problem("negation", " ".join(claims.negations(self.sentence)))
+        elif self.own and (opposite := [*self.polarity.opposite, *self._replaced.opposite]):
+            yield Problem("negation", opposite[0])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A logistic regression over figures of a match, by their names; what is as likely as `least` is taken for true."""
+
+    weights: Mapping[str, float]
+    bias: float
+    least: float
+
+    def likelihood(self, match: Match) -> float:
+        return logistic(float(np.dot([*self.weights.values()], match.features(self.weights))) + self.bias)
+
+    def holds(self, match: Match) -> bool:
+        return self.likelihood(match) >= self.least
+
+
+class Rules(NamedTuple):
+    """topic: whether a sentence is about a passage in its language. sound: whether it then says the same.
+
+    other: whether it is about a passage in the other language, where words can't be compared.
+    """
+
+    topic: Rule
+    sound: Rule
+    other: Rule
+
+    def about(self, match: Match) -> Rule:
+        return self.topic if match.own else self.other
+
+    def is_sound(self, match: Match) -> bool:
+        """Of the other language only what is written alike can be compared."""
+        if match.own:
+            return self.sound.holds(match)
+        return match.numbers_lacking < 1 and not (match.absent_names or match.absent_places)
+
+
+RULES = Rules(
+    topic=Rule(
+        {
+            "covered": 2.85,
+            "in_order": 3.02,
+            "covered_lead": 3.53,
+            "near_lead": 3.18,
+            "nearest_lead": 3.74,
+            "near": -2.14,
+            "nearest": 6.01,
+            "numbers_lacking": -1.61,
+        },
+        bias=-5.23,
+        least=0.4,
+    ),
+    sound=Rule(
+        {
+            "numbers_lacking": -4.25,
+            "names_lacking": -2.79,
+            "places_lacking": -1.69,
+            "han_names": -3.63,
+            "denied": -6.32,
+            "opposite": -5.63,
+            "replaced_name": -5.02,
+            "replaced": -4.58,
+            "replaced_number": -5.67,
+            "departs": -3.19,
+        },
+        bias=2.57,
+        least=0.65,
+    ),
+    other=Rule(
+        {
+            "near_lead": 4.76,
+            "nearest": 0.73,
+            "nearest_lead": 5.83,
+            "numbers_lacking": -1.12,
+            "numbers_held": 1.46,
+            "places_lacking": -1.04,
+        },
+        bias=-1.06,
+        least=0.35,
+    ),
+)
+
+
+def judged(matches: Sequence[Match], rules: Rules = RULES) -> Citation:
+    """What a sentence draws on, from how it stands beside each passage."""
+    best = max(matches, key=lambda match: rules.about(match).likelihood(match), default=None)
+    if best is None or best.is_strange or not rules.about(best).holds(best):
+        return Citation()
+    if rules.is_sound(best):
+        return Citation((best.span,), supported=True)
+    return Citation((best.span,), problems=tuple(best.problems()))
 
 
 def _telling(sentence: str, sources: Sequence[Source]) -> dict[str, float]:

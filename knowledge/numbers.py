@@ -37,6 +37,8 @@ _UNITS = {
     name: unit
     for unit, names in {
         "%": "% ％ percent per\u00a0cent",
+        "century": "世纪 century centuries",
+        "tenth": "成",
         "year": "年 year years",
         "month": "月 个月 month months",
         "day": "日 天 号 day days",
@@ -67,7 +69,7 @@ _UNIT_NAMES = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 # A lone numeral is one only before what is counted, or after 第: 三国 and 四川 are names.
 _COUNTED = (
     "个年月日天次回名位人座条种只艘支本部集卷章节块元岁届场分倍成公里米小时周季度级层所家间项篇首辆架颗头匹对组批代世"
-    "号路封幅张面口片份克斤吨亩款期轮枚户起行门类阶大"
+    "号路封幅张面口片份克斤吨亩款期轮枚户起行门类阶大成"
 )
 _NUMERAL = "〇零一二两三四五六七八九十百千万亿"
 _WORD = "|".join(sorted((*_ENGLISH, *_ORDINALS, "hundred", *_LARGE), key=len, reverse=True))
@@ -75,7 +77,7 @@ _PATTERN = re.compile(
     r"(?P<digits>\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?:(?:st|nd|rd|th|s)\b)?"
     rf"|(?P<month>\b(?:{'|'.join(_MONTHS)})\b)"
     rf"|(?P<han>(?!百分之)[{_NUMERAL}]{{2,}}|(?<=第)[{_NUMERAL}]|(?!百分之)[{_NUMERAL}](?=[{_COUNTED}]|分之)|(?<=分之)[{_NUMERAL}])"
-    rf"|\b(?P<words>(?:{_WORD})(?:[ -](?:and )?(?:{_WORD}))*)s?\b"
+    rf"|\b(?!ones\b)(?P<words>(?:{_WORD})(?:[ -](?:and )?(?:{_WORD}))*)s?\b"
 )
 _SCALE = re.compile(rf"\s*(?:{'|'.join(_SCALES)})+")
 _UNIT = re.compile(rf"\s*(?:°|多|余)?\s*(?P<unit>{_UNIT_NAMES})(?![a-z])")
@@ -94,6 +96,11 @@ class Number:
     unit: str | None = None
     about: bool = False
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a number below ten in words, of nothing that is measured."""
+        return self.value < 10 and not any(map(str.isdigit, self.text)) and self.unit is None
+
 
 def numbers(text: str) -> list[Number]:
     """The numbers of `text` in their order; "one" and 一 by themselves are articles more often, and left out."""
@@ -110,6 +117,8 @@ def numbers(text: str) -> list[Number]:
         if _REPUBLIC.search(folded[: match.start()]):
             value += 1911
         unit, after = ("month", end) if match["month"] else _unit(folded, match, end)
+        if unit == "tenth":  # 六成 is 60 %
+            value, unit = 10 * value, "%"
         about = bool(_ABOUT.search(folded[max(0, match.start() - 9) : match.start()])) or bool(
             _ABOUT.match(folded[end : end + 4].lstrip())
         )
@@ -182,6 +191,8 @@ def lacking(said: list[Number], held: list[Number]) -> list[Number]:
 def _same(said: Number, held: Number) -> bool:
     if said.unit != held.unit and said.unit in _STRICT and held.unit in _STRICT:
         return False
+    if said.unit == "century" != held.unit:
+        return 100 * (said.value - 1) < held.value <= 100 * said.value
     tolerance = 0.03 * abs(held.value) if said.about else 1e-9
     short_year = 100 > held.value >= 10 and said.value > 999 and said.value % 100 == held.value  # 1620–21
     return abs(said.value - held.value) <= tolerance or short_year

@@ -19,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     accuracy,
     answer,
+    citations,
     decode,
     gguf_files,
     ingest,
@@ -455,3 +456,13 @@ def test_ingestion_beside_the_default_pipeline(monkeypatch: pytest.MonkeyPatch, 
 class CountingEmbeddings(HashEmbeddings):
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)
+
+
+def test_unrelated_passages_are_of_other_articles_and_the_same_language() -> None:
+    found = [
+        citations.Case("supported", "fit", f"It is {name}.", [f"{name} {at}" for at in range(3)], 1, 1, name)
+        for name in ("one", "two", "three")
+    ]
+    for case in citations.unrelated(found):
+        assert (case.gold, case.base, len(case.passages)) == (None, 0, citations.CANDIDATES)
+        assert not any(passage.startswith(case.article) for passage in case.passages)

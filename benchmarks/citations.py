@@ -34,8 +34,10 @@ from .settings import Settings
 SENTENCES = Path(__file__).parents[1] / "tests" / "data" / "alignment.jsonl"
 MORE_SENTENCES = SENTENCES.with_name("alignment_more.jsonl")
 OTHER_SENTENCES = SENTENCES.with_name("alignment_other.jsonl")  #: another author's
+BLIND_SENTENCES = SENTENCES.with_name("alignment_blind.jsonl")  #: the rest of them, which nothing is fitted to
 MORE_PASSAGES = SENTENCES.with_name("alignment_passages.jsonl")
-HALVES = ("fit", "held-out", "more", "other author")
+FITTED = (SENTENCES, MORE_SENTENCES, OTHER_SENTENCES)
+HALVES = ("fit", "held-out", "more", "other author", "blind")
 CHANGED = ("number", "name", "negation")
 CANDIDATES = 5  #: passages beside a sentence
 TIMED = 20  #: sentences
@@ -57,7 +59,7 @@ class Case(NamedTuple):
 
 def run(settings: Settings) -> Iterator[Result]:
     embeddings = LocalEmbeddings(checkpoints.ensure_embedder(settings.data))
-    found = cases()
+    found = cases(*FITTED, BLIND_SENTENCES)
     kept = Kept(embeddings, settings.scratch / "citations.npz")
     background = Background.measure(embeddings)
     cited = [Citer(case.passages, kept, background).cite(case.sentence).passages for case in found]
@@ -71,12 +73,12 @@ def run(settings: Settings) -> Iterator[Result]:
     yield from speed(found, embeddings, background)
 
 
-def cases() -> list[Case]:
+def cases(*files: Path) -> list[Case]:
     """Raises KeyError where QUATRAIN_TEST_ASSETS does not say where the question sets are."""
     sets = Path(os.environ["QUATRAIN_TEST_ASSETS"]) / "qa"
     texts = {row["id"]: row["text"] for language in ("zh", "en") for row in question_sets.read(sets, language).passages}
     texts |= {row["id"]: row["text"] for row in _rows(MORE_PASSAGES)}
-    return [_case(row, texts) for path in (SENTENCES, MORE_SENTENCES, OTHER_SENTENCES) for row in _rows(path)]
+    return [_case(row, texts) for path in files for row in _rows(path)]
 
 
 def _rows(path: Path) -> Iterator[dict]:

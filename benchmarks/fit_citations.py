@@ -36,7 +36,7 @@ def main() -> None:
     options = parser("fit_citations", __doc__).parse_args()
     embeddings = embedder(options)
     kept = citations.Kept(embeddings, options.scratch / "citations.npz")
-    found = citations.cases()
+    found = citations.cases(*citations.FITTED)
     rows = compared([*found, *citations.unrelated(found)], kept, Background.measure(embeddings))
     kept.save()
     for name, rule in fitted(rows)._asdict().items():

@@ -264,14 +264,13 @@ def test_without_passages_nothing_is_supported() -> None:
 
 
 def rows() -> list[dict]:
-    files = (DATA / f"alignment{name}.jsonl" for name in ("", "_more", "_other"))
+    files = (DATA / f"alignment{name}.jsonl" for name in ("", "_more", "_other", "_blind"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_sets_parts_share_no_passage() -> None:
-    parts = [
-        {row["base"] for row in rows() if row["half"] == half} for half in ("fit", "held-out", "more", "other author")
-    ]
+    halves = ("fit", "held-out", "more", "other author", "blind")
+    parts = [{row["base"] for row in rows() if row["half"] == half} for half in halves]
     assert all(parts) and len(set().union(*parts)) == sum(map(len, parts))
 
 

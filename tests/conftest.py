@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from chatapp import checkpoints, overview
 from models import Footprint
-from tests.seats import SEATS, Seat
+from tests.seats import SEATS, Seat, leave_most_for_later
 
 HERE = Path(__file__).parent
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -30,6 +30,11 @@ FLAGS = [
 #: The same examples in every run, however slow the machine is: what one run finds, the next one shows too.
 settings.register_profile("quatrain", deadline=None, derandomize=True)
 settings.load_profile("quatrain")
+
+
+@pytest.hookimpl(tryfirst=True)  # before those marked as slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_most_for_later(items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,6 +89,6 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     browser.close()
 
 
-@pytest.fixture(params=SEATS)
+@pytest.fixture(params=SEATS, ids=[f"{seat.language}-{seat.size}" for seat in SEATS])
 def seat(request: pytest.FixtureRequest) -> Seat:
     return request.param

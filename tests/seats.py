@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -51,10 +53,15 @@ class Seat(NamedTuple):
             expect(page.locator("#panes[data-drawer]")).to_have_count(0)
 
 
-def _seat(language: str, size: str, usual: bool):
-    return pytest.param(Seat(language, size), id=f"{language}-{size}", marks=() if usual else pytest.mark.slow)
+#: Both languages and all three widths.
+SEATS = [Seat(language, size) for language in LOCALES for size in SIZES]
+#: Every test sits in one of these each time, by its name, and in all the others with `-m slow`.
+USUAL = (Seat("en", "wide"), Seat("zh", "phone"))
 
 
-#: Both languages and all three widths; `-m slow` runs the seats that are not sat in each time.
-USUAL = {("en", "wide"), ("zh", "phone")}
-SEATS = [_seat(language, size, (language, size) in USUAL) for language in LOCALES for size in SIZES]
+def leave_most_for_later(tests: Iterable[pytest.Item]) -> None:
+    """Marks as slow what is run at another than a test's usual seat: tests in a browser take long."""
+    for test in tests:
+        seat = getattr(test, "callspec", None) and test.callspec.params.get("seat")
+        if seat and seat != USUAL[zlib.crc32(test.originalname.encode()) % len(USUAL)]:
+            test.add_marker(pytest.mark.slow)

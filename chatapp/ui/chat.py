@@ -268,10 +268,12 @@ class Turns(Section):
                 messages, pane, line = self._reply(shown, reply, language)
                 # Once they are shown they stay: the page of a citation may have taken their place by a click.
                 pane = gr.skip() if reply.sources == sources else pane
-                beside = NOTHING[3:]
+                listing = heading = gr.skip()
                 if new and reply.number is not None:  # its question is on disk: the conversation has a title
-                    beside, new = self._listing(conversation, gr.skip(), language), False
-                yield (messages, pane, line, *beside)
+                    listing, new = listed(self._chat.store, conversation, language), False
+                    # The rest of ABOUT comes last: what becomes visible makes the page draw the input anew.
+                    *_, heading = about(self._chat.store, conversation, language)
+                yield (messages, pane, line, gr.skip(), listing, *NOTHING[5:-1], heading)
                 sources = list(reply.sources)
             if self._desk.shows(cancel, request):
                 kept = self._reply(shown, reply, language)
@@ -279,17 +281,14 @@ class Turns(Section):
                     kept = render.conversation(self._chat.store.tree(conversation), language, kept[-1])
                 messages, pane, line = kept
                 pane = gr.skip() if reply.sources and reply.sources == sources else pane
-                yield (messages, pane, line, *self._listing(conversation, idle(), language))
+                conversations = listed(self._chat.store, conversation, language)
+                beside = about(self._chat.store, conversation, language)
+                yield (messages, pane, line, gr.skip(), conversations, idle(), gr.skip(), *beside)
             for other in self._desk.went(request):  # what was on its way then may have come after it
                 tree = self._chat.store.tree(other) if other else Tree()
                 yield *render.conversation(tree, language), *NOTHING[3:]
         finally:
             cancel.set()
-
-    def _listing(self, conversation: str, text: Any, language: str) -> tuple[Any, ...]:
-        """The conversation in the list, the input, and what can be done with it: TURN but for the first three."""
-        conversations = listed(self._chat.store, conversation, language)
-        return (gr.skip(), conversations, text, gr.skip(), *about(self._chat.store, conversation, language))
 
     def _reply(self, shown: list[dict[str, Any]], reply: Reply, language: str) -> tuple[Any, ...]:
         messages = [*shown, render.reply_message(reply, language)]

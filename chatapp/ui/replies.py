@@ -83,19 +83,20 @@ def layout_role(label: Label) -> Parts:
 
 
 def connect(parts: Parts, replies: Replies) -> None:
+    each = {**QUIET, "trigger_mode": "multiple"}  # else a click is passed over while the one before is at work
     numbers = only(parts, *NUMBERS)
     told, kept = only(parts, "replies_note"), only(parts, "conversation", "replies_note")
-    parts["replies_here"].click(replies.keep, [parts["conversation"], *numbers], kept, **QUIET)
-    parts["replies_new"].click(replies.keep_for_new, numbers, told, **QUIET)
-    parts["replies_reset"].click(replies.reset, only(parts, "conversation"), [*kept, *numbers], **QUIET)
+    parts["replies_here"].click(replies.keep, [parts["conversation"], *numbers], kept, **each)
+    parts["replies_new"].click(replies.keep_for_new, numbers, told, **each)
+    parts["replies_reset"].click(replies.reset, only(parts, "conversation"), [*kept, *numbers], **each)
     parts["role"].input(replies.choose_role, only(parts, "role"), only(parts, "role_name", "system"), **QUIET)
     told, kept = only(parts, "role_note"), only(parts, "conversation", "role_note")
-    parts["role_here"].click(replies.keep_system, only(parts, "conversation", "system"), kept, **QUIET)
-    parts["role_new"].click(replies.keep_system_for_new, only(parts, "system"), told, **QUIET)
+    parts["role_here"].click(replies.keep_system, only(parts, "conversation", "system"), kept, **each)
+    parts["role_new"].click(replies.keep_system_for_new, only(parts, "system"), told, **each)
     changed = only(parts, "role", "role_note")
-    parts["role_save"].click(replies.save_role, only(parts, "role_name", "system"), changed, **QUIET)
-    parts["role_rename"].click(replies.rename_role, only(parts, "role", "role_name"), changed, **QUIET)
-    parts["role_delete"].click(replies.delete_role, only(parts, "role"), changed, **QUIET)
+    parts["role_save"].click(replies.save_role, only(parts, "role_name", "system"), changed, **each)
+    parts["role_rename"].click(replies.rename_role, only(parts, "role", "role_name"), changed, **each)
+    parts["role_delete"].click(replies.delete_role, only(parts, "role"), changed, **each)
 
 
 class Replies(Section):

@@ -60,4 +60,4 @@ def table_lines(results: Iterable[Result]) -> Iterator[str]:
 def _cell(value: float | str | None) -> str:
     if value is None:
         return ""
-    return f"{value:,.4g}" if isinstance(value, float) else value
+    return value if isinstance(value, str) else f"{value:,.4g}"

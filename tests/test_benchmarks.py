@@ -64,6 +64,10 @@ def test_tables() -> None:
     ]
 
 
+def test_counts_are_figures_too() -> None:
+    assert list(table_lines([Result.less_is_better("lost", 3, None, "", "keys")]))[2].startswith("| lost | 3 |")
+
+
 def test_a_peer_that_is_absent_leaves_its_cells_empty() -> None:
     alone = Result.more_is_better("decode", 30.0, None, "peer", "tok/s", "goal 2")
     assert (alone.peer, alone.ratio) == (None, None)

@@ -358,6 +358,7 @@ def test_a_base_is_renamed_and_deleted_by_its_name(place: Place, browser: Browse
     tick(page, seat, "docs")
     answered(page, seat, question)
     seat.reach(page, "left")
+    expect(page.locator("#conversation-section > button")).to_be_visible()  # the reply's end has drawn the pane anew
     page.locator("#base-section > button").click()
     name = page.locator("#base-name input, #base-name textarea")
     expect(name).to_have_value("docs")

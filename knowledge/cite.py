@@ -269,26 +269,28 @@ class Match:
     @functools.cached_property
     def in_order(self) -> float:
         """How much of the sentence stands in them in the same order, 0 to 1."""
-        return Alignment(tokens(self.sentence), tokens(self.source.cut(*self._place))).in_order
+        return Alignment(self._tokens, tokens(self.source.cut(*self._place))).in_order
+
+    @functools.cached_property
+    def _tokens(self) -> list[str]:
+        return tokens(self.sentence)
 
     @functools.cached_property
     def _replaced(self) -> claims.Replaced:
         """What stands where the best clauses have something else."""
-        said = tokens(self.sentence)
         names, held_names = (
             frozenset(tokens(" ".join(claims.latin_names(text)))) for text in (self.sentence, self._around)
         )
         return claims.Replaced.most(
-            claims.replaced(Alignment(said, tokens(held)), names, held_names, self.source.folded)
+            claims.replaced(Alignment(self._tokens, tokens(held)), names, held_names, self.source.folded)
             for held in (self._around, self._nearest_sentence)
         )
 
     @property
     def _nearest_sentence(self) -> str:
         """The sentence around the best clauses that it follows most; what stands in the next one is not beside it."""
-        said = tokens(self.sentence)
         parts = [part.text for part in sentences_of(0, self._around)]
-        return max(parts, key=lambda part: Alignment(said, tokens(part)).in_order, default=self._around)
+        return max(parts, key=lambda part: Alignment(self._tokens, tokens(part)).in_order, default=self._around)
 
     # Other words than the passage's say another thing where the sentence follows it, and the same in other words else.
     @property

@@ -11,13 +11,12 @@ from typing import Any
 from knowledge import KnowledgeBase, Passage, Several
 from knowledge.cite import Citation, Cited, Citer, Problem, Span
 from knowledge.sentences import is_ended
+from models.tokenizer import REPLACEMENT
 
 from .preferences import Asked
 
 #: What can go wrong with an embedding model; a reply then has no more citations.
 FAILURES = (OSError, RuntimeError, MemoryError)
-#: What stands for bytes that are no character.
-DAMAGE = "\ufffd"
 
 
 @dataclass
@@ -116,7 +115,7 @@ class Citing:
 
     def _take(self, future: Future[list[Cited]]) -> None:
         try:
-            self._cited += [cited for cited in future.result() if DAMAGE not in self._said(cited)]
+            self._cited += [cited for cited in future.result() if REPLACEMENT not in self._said(cited)]
         except FAILURES:
             logging.exception("A sentence of a reply could not be cited")
 

@@ -41,6 +41,7 @@ class App:
     complaints: list[str] = field(default_factory=list)
 
     def _note(self, complaint: str) -> None:
+        print(complaint)  # whatever the test fails of
         if not any(words in complaint for words in BROKEN_OFF):
             self.complaints.append(complaint)
 

@@ -22,7 +22,7 @@ from chatapp.settings import parse
 from chatapp.startup import Startup
 from chatapp.store import Store
 from chatapp.ui.model import Model
-from chatapp.ui.section import Desk
+from chatapp.ui.section import AWAY, Desk
 from tests.fakes import HashEmbeddings
 from tests.tiny import LLAMA, build, byte_level_tokenizer, save_folder, write_lora
 
@@ -84,7 +84,7 @@ def app(tmp_path: Path) -> Iterator[App]:
 def test_those_of_the_loaded_model_are_offered(app: App) -> None:
     box = app.model._models("en")[2]
     assert box["choices"] == [("None", ""), *((name, name) for name in ("a", "b", "long", "tiny-delta"))]
-    assert box["value"] == "" and box["visible"]
+    assert box["value"] == "" and AWAY not in box["elem_classes"]
     app.engine.load(app.startup.source(app.folder / "other", "other"))
     assert app.model._models("en")[2]["choices"] == [("None", ""), ("elsewhere", "elsewhere")]
     assert [found.name for found in app.model._found()] == ["other", "tiny"]
@@ -93,9 +93,9 @@ def test_those_of_the_loaded_model_are_offered(app: App) -> None:
 def test_the_box_is_hidden_where_there_are_none(tmp_path: Path) -> None:
     save_folder(tmp_path / "checkpoints" / "tiny", LLAMA, byte_level_tokenizer())
     started = App(tmp_path)
-    assert not started.model._models("en")[2]["visible"]
+    assert AWAY in started.model._models("en")[2]["elem_classes"]
     started.start()
-    assert not started.model._models("en")[2]["visible"]
+    assert AWAY in started.model._models("en")[2]["elem_classes"]
 
 
 def test_lora_is_switched_without_reading_the_base_again(app: App) -> None:

@@ -268,12 +268,11 @@ class Turns(Section):
                 messages, pane, line = self._reply(shown, reply, language)
                 # Once they are shown they stay: the page of a citation may have taken their place by a click.
                 pane = gr.skip() if reply.sources == sources else pane
-                listing = heading = gr.skip()
+                listing, beside = gr.skip(), NOTHING[7:]
                 if new and reply.number is not None:  # its question is on disk: the conversation has a title
                     listing, new = listed(self._chat.store, conversation, language), False
-                    # The rest of ABOUT comes last: what becomes visible makes the page draw the input anew.
-                    *_, heading = about(self._chat.store, conversation, language)
-                yield (messages, pane, line, gr.skip(), listing, *NOTHING[5:-1], heading)
+                    beside = about(self._chat.store, conversation, language)
+                yield (messages, pane, line, gr.skip(), listing, gr.skip(), gr.skip(), *beside)
                 sources = list(reply.sources)
             if self._desk.shows(cancel, request):
                 kept = self._reply(shown, reply, language)

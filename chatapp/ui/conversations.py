@@ -15,7 +15,7 @@ from ..tree import Tree, TreeError
 from ..words import whole_characters
 from . import render
 from .documents import Documents
-from .section import QUIET, Desk, Kept, Label, Parts, Section, idle, only, warn
+from .section import AWAY, QUIET, Desk, Kept, Label, Parts, Section, idle, only, showing, warn
 
 #: What changes with the conversation that is open, and what `about` gives.
 CHOSEN = ("messages", "sources", "progress", "conversation", "text", "editing")
@@ -30,8 +30,10 @@ def layout(label: Label) -> Parts:
     new_chat = gr.Button(label("new_chat"), variant="primary", size="md", elem_id="new-chat")
     search = gr.Textbox(label=hint, placeholder=hint, show_label=False, max_lines=1, elem_id="search")
     conversations = gr.Radio([], label=label("conversations"), elem_id="conversations")
-    restore = gr.Button(label("restore"), size="sm", visible=False, elem_id="restore")
-    with gr.Accordion(label("this_conversation"), open=False, visible=False, elem_id="conversation-section") as about:
+    restore = gr.Button(label("restore"), size="sm", elem_classes=AWAY, elem_id="restore")
+    with gr.Accordion(
+        label("this_conversation"), open=False, elem_classes=AWAY, elem_id="conversation-section"
+    ) as about:
         title = gr.Textbox(label=label("title"), info=label("title_info"), max_lines=1, elem_id="title")
         exports = gr.HTML(elem_id="exports")
         delete = gr.Button(label("delete"), size="sm", elem_id="delete")
@@ -136,7 +138,7 @@ class Conversations(Section):
         """As `new_chat`; then what was deleted, and the button that brings it back."""
         if conversation:
             self._chat.store.delete(conversation)
-        back = gr.update(visible=bool(conversation))
+        back = showing(bool(conversation))
         return *self.new_chat(kept, None, request), conversation, back
 
     def restore(self, deleted: str | None, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
@@ -144,7 +146,7 @@ class Conversations(Section):
         if deleted:
             self._chat.store.restore(deleted)
         shown = self.choose(deleted, kept, None, request)
-        return *shown, listed(self._chat.store, deleted, self.language(request)), None, gr.update(visible=False)
+        return *shown, listed(self._chat.store, deleted, self.language(request)), None, showing(False)
 
     def import_file(self, file: str, kept: Kept, request: gr.Request) -> tuple[Any, ...]:
         """As `new_chat`, with the conversation of an exported file."""
@@ -171,7 +173,7 @@ def about(store: Store, conversation: str | None, language: str) -> tuple[Any, s
     """What can be done with a conversation: the section, its title, its files; and the heading over its messages."""
     rows = {row.id: row for row in store.conversations()}
     if conversation not in rows:
-        return gr.update(visible=False), "", "", render.heading(say(language, "new_chat"))
+        return showing(False), "", "", render.heading(say(language, "new_chat"))
     title = rows[conversation].title
-    shown = render.heading(title or say(language, "untitled"))
-    return gr.update(visible=True), title, render.exports(conversation, language), shown
+    heading = render.heading(title or say(language, "untitled"))
+    return showing(True), title, render.exports(conversation, language), heading

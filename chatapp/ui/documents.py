@@ -22,7 +22,7 @@ from ..session import Beside
 from ..texts import say
 from . import shelf
 from .escaping import escape
-from .section import QUIET, Kept, Label, Parts, Section, hint, inform, joined, only, told, warn
+from .section import AWAY, QUIET, Kept, Label, Parts, Section, hint, inform, joined, only, showing, told, warn
 from .shelf import Shelf
 
 #: They run once, in one scope with the `trigger` of the list of files.
@@ -54,19 +54,19 @@ def layout(label: Label) -> Parts:
         placeholder=label("filter"),
         interactive=True,
         max_lines=1,
-        visible=False,
+        elem_classes=AWAY,
         elem_id="filter",
     )
     documents = gr.HTML(js_on_load=joined(sorted(SCRIPTS.glob("*.js"))), elem_id="documents")
-    halt = gr.Button(size="sm", visible=False, elem_id="halt")
+    halt = gr.Button(size="sm", elem_classes=AWAY, elem_id="halt")
     password = gr.Textbox(
-        label=label("password"), info=label("password_info"), type="password", visible=False, elem_id="password"
+        label=label("password"), info=label("password_info"), type="password", elem_classes=AWAY, elem_id="password"
     )
     with gr.Accordion(label("base_new"), open=False, elem_id="new-base-section"):
         new_base = gr.Textbox(
             label=label("base_new"), show_label=False, placeholder=label("base_new_hint"), elem_id="new-base"
         )
-    with gr.Accordion(label("base_manage"), open=False, visible=False, elem_id="base-section") as manage:
+    with gr.Accordion(label("base_manage"), open=False, elem_classes=AWAY, elem_id="base-section") as manage:
         rename = gr.Textbox(label=label("base_name"), info=label("title_info"), max_lines=1, elem_id="base-name")
         doomed = gr.Textbox(label=label("base_delete"), max_lines=1, elem_id="base-doomed")
         delete = gr.Button(label("base_delete"), size="sm", variant="stop", elem_id="base-delete")
@@ -277,7 +277,7 @@ class Documents(Section):
         name = known[-1] if known else ""
         into = shelf.target(name or say(language, "base_default"), list(READERS), language)
         label = say(language, "base_delete_label", name=name)
-        return into, gr.update(visible=bool(known)), name, gr.update(value="", label=label)
+        return into, showing(bool(known)), name, gr.update(value="", label=label)
 
     def _shelves(self, known: Sequence[str]) -> list[Shelf]:
         """The one into which files go comes first."""
@@ -300,9 +300,9 @@ class Documents(Section):
         return (
             listing,
             shelf.working(batches, language),
-            gr.update(value=text, visible=unfinished or "cancelled" in states),
-            gr.update(visible=any(file.locked for file in files)),
-            gr.update(visible=len(files) >= MANY),
+            showing(unfinished or "cancelled" in states, value=text),
+            showing(any(file.locked for file in files)),
+            showing(len(files) >= MANY),
             self._chips(beside, language),
             gr.Timer(active=unfinished),
         )

@@ -18,7 +18,7 @@ from ..texts import say
 from ..words import in_chinese
 from . import model, offers
 from .escaping import escape
-from .section import PRESSED, QUIET, Desk, Label, Parts, Section, hint, inform, only, told, warn
+from .section import AWAY, PRESSED, QUIET, Desk, Label, Parts, Section, hint, inform, only, showing, told, warn
 
 KINDS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 #: What a token may help against.
@@ -54,9 +54,9 @@ def layout(label: Label) -> Parts:
         keep = gr.Checkbox(label=label("hub_keep"), elem_id="hub-keep")
         use = gr.Button(label("hub_token_use"), size="sm", elem_id="hub-token-use")
     offered = gr.HTML(elem_id="offered")
-    variant = gr.Dropdown([], label=label("variant"), info=label("variant_info"), visible=False, elem_id="variant")
-    accept = gr.Checkbox(label=label("accept"), visible=False, elem_id="accept")
-    begin = gr.Button(visible=False, interactive=False, variant="primary", elem_id="begin")
+    variant = gr.Dropdown([], label=label("variant"), info=label("variant_info"), elem_classes=AWAY, elem_id="variant")
+    accept = gr.Checkbox(label=label("accept"), elem_classes=AWAY, elem_id="accept")
+    begin = gr.Button(interactive=False, variant="primary", elem_classes=AWAY, elem_id="begin")
     return {
         "recommended": recommended,
         "hub": hub,
@@ -80,7 +80,7 @@ def layout(label: Label) -> Parts:
 def left(label: Label) -> Parts:
     """Below the model: the way on where the first model could not be fetched."""
     return {
-        "again": gr.Button(label("try_again"), size="sm", visible=False, elem_id="again"),
+        "again": gr.Button(label("try_again"), size="sm", elem_classes=AWAY, elem_id="again"),
         "fetching_timer": gr.Timer(1, active=False),  # ticks while the start is at work
     }
 
@@ -102,8 +102,7 @@ def connect(page: gr.Blocks, parts: Parts, downloads: DownloadsTab) -> None:
     begun = parts["begin"].click(downloads.begin, choice, [*found[:5], *listed], **QUIET)
     begun.then(None, js=TO_THE_LIST)
     parts["downloads"].click(downloads.act, None, listed, **QUIET)
-    loaded = [*only(parts, *model.OPENED), parts["models_sheet"]]
-    parts["downloads"].click(downloads.load, None, loaded, **QUIET)
+    parts["downloads"].click(downloads.load, None, only(parts, *model.OPENED), **QUIET)
     parts["downloads_timer"].tick(downloads.show, None, listed, **QUIET)
     parts["text"].submit(downloads.notice, only(parts, "text"), None, concurrency_limit=None, **QUIET)
     fetching = only(parts, "again", "fetching_timer")
@@ -160,7 +159,7 @@ class DownloadsTab(Section):
     ) -> Iterator[tuple[Any, ...]]:
         """Asks a hub for a repository: FOUND."""
         address, text, token = address or "", text or "", token or ""
-        language, nothing = self.language(request), (gr.update(visible=False),) * 3
+        language, nothing = self.language(request), (showing(False),) * 3
         yield None, hint(say(language, "looking_up")), *nothing, gr.skip(), gr.skip()
         try:
             hub, id, revision = read_source(kind, address, text)
@@ -174,7 +173,7 @@ class DownloadsTab(Section):
             yield None, hint(f"⚠ {told(error, language)}"), *nothing, section, gr.skip()
             return
         shown, accept, begin = self.choose(found, found.best, request)
-        several = gr.update(choices=offers.choices(found), value=found.best, visible=len(found.choices) > 1)
+        several = showing(len(found.choices) > 1, choices=offers.choices(found), value=found.best)
         yield found, shown, several, accept, begin, gr.skip(), ""
 
     def _remember(self, kind: str, address: str, hub: hubs.Hub, token: str, keep: bool) -> None:
@@ -217,8 +216,8 @@ class DownloadsTab(Section):
         begin = say(language, "begin", size=offers.size(offer.choices[variant].variant.size))
         return (
             f'<section class="offer">{shown}</section>',
-            gr.update(label=label, value=False, visible=True),
-            gr.update(value=begin, visible=True, interactive=False),
+            showing(True, label=label, value=False),
+            showing(True, value=begin, interactive=False),
         )
 
     def begin(self, offer: Offer | None, variant: int, request: gr.Request) -> tuple[Any, ...]:
@@ -233,7 +232,7 @@ class DownloadsTab(Section):
         except (HubError, OSError) as error:
             warn(error, language)
             return (*(gr.skip(),) * 5, *self.show(request))
-        return (None, "", *(gr.update(visible=False),) * 3, *self.show(request))
+        return (None, "", *(showing(False),) * 3, *self.show(request))
 
     def show(self, request: gr.Request) -> tuple[str, gr.Timer]:
         """LIST, as it is now."""
@@ -256,14 +255,13 @@ class DownloadsTab(Section):
         return self.show(request)
 
     def load(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Loads a checkpoint that has come, and closes the sheet: the outputs of loading a model, and the sheet."""
+        """Loads a checkpoint that has come, while scripts/sheet.js closes the sheet: the outputs of loading a model."""
         found = next((each for each in self._downloads.list() if each.job.id == event.id), None)
         if event.do != "load" or found is None or found.path is None:
-            yield (*(gr.skip(),) * len(model.OPENED), gr.skip())
+            yield (gr.skip(),) * len(model.OPENED)
             return
         named = {each.path: each.name for each in self._startup.shelf.found()}
-        for step in self._model.load(named.get(found.path.resolve(), str(found.path)), found.job.tier, request):
-            yield *step, gr.update(visible=False)
+        yield from self._model.load(named.get(found.path.resolve(), str(found.path)), found.job.tier, request)
 
     def notice(self, text: str) -> None:
         """Says once, when somebody writes Chinese to the small model, which one would understand."""
@@ -279,7 +277,7 @@ class DownloadsTab(Section):
 
     def fetching(self) -> tuple[Any, gr.Timer]:
         """The button that tries again, where something could not be fetched; and the timer, while something is."""
-        return gr.update(visible=bool(self._startup.fetching.failure)), gr.Timer(active=self._startup.at_work)
+        return showing(bool(self._startup.fetching.failure)), gr.Timer(active=self._startup.at_work)
 
     def watch(self, request: gr.Request) -> tuple[Any, ...]:
         """The state of the model, below which the second one is fetched, and the same."""
@@ -287,4 +285,4 @@ class DownloadsTab(Section):
 
     def again(self) -> tuple[Any, ...]:
         self._startup.again()
-        return gr.update(visible=False), gr.Timer(active=True), gr.Timer(active=True)
+        return showing(False), gr.Timer(active=True), gr.Timer(active=True)

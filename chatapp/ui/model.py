@@ -25,7 +25,7 @@ from ..settings import TIERS
 from ..texts import say
 from . import memory, render
 from .escaping import escape
-from .section import QUIET, Desk, Label, Parts, Section, inform, only, warn
+from .section import AWAY, QUIET, Desk, Label, Parts, Section, inform, only, showing, warn
 
 ALL = "*"  #: every family
 
@@ -47,11 +47,11 @@ def layout(label: Label) -> Parts:
     model = gr.Dropdown(
         [], label=label("model"), info=label("model_info"), allow_custom_value=True, interactive=True, elem_id="model"
     )
-    adapter = gr.Dropdown([], label=label("adapter"), info=label("adapter_info"), visible=False, elem_id="adapter")
+    adapter = gr.Dropdown([], label=label("adapter"), info=label("adapter_info"), elem_classes=AWAY, elem_id="adapter")
     with gr.Row(elem_id="tier-row"):
         tier = gr.Dropdown([], label=label("tier"), interactive=True, min_width=100, elem_id="tier")
-        load = gr.Button(label("load"), variant="primary", size="sm", min_width=80, visible=False, elem_id="load")
-        unload = gr.Button(label("unload"), size="sm", min_width=80, visible=False, elem_id="unload")
+        load = gr.Button(label("load"), variant="primary", size="sm", min_width=80, elem_classes=AWAY, elem_id="load")
+        unload = gr.Button(label("unload"), size="sm", min_width=80, elem_classes=AWAY, elem_id="unload")
     state = gr.HTML(elem_id="state")
     models_open = gr.Button(label("models"), size="sm", elem_id="models-open")
     with gr.Accordion(label("model_more"), open=False, elem_id="format-section"):
@@ -125,7 +125,7 @@ class Model(Section):
     def _shown(self, request: gr.Request) -> tuple[Any, ...]:
         """State, and the two buttons."""
         button = BUTTONS.get(self._chat.engine.status.state)
-        return self.state(request), *(gr.update(visible=name == button) for name in ("load", "unload"))
+        return self.state(request), *(showing(name == button) for name in ("load", "unload"))
 
     def _timer(self) -> gr.Timer:
         state = self._chat.engine.status.state
@@ -274,7 +274,7 @@ class Model(Section):
         source, fitting = self._chat.engine.source, self._fitting_adapters()
         chosen = next((name for name, path in fitting.items() if source and path == source.adapter), "")
         choices = [(say(language, "adapter_none"), ""), *((name, name) for name in fitting)]
-        return gr.update(choices=choices, value=chosen, visible=bool(fitting))
+        return showing(bool(fitting), choices=choices, value=chosen)
 
     def _fitting_adapters(self) -> dict[str, Path]:
         """Adapters for the loaded model by name: those found, and the one in use wherever it is."""

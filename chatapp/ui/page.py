@@ -128,7 +128,6 @@ def build(desk: Desk, label: Label) -> gr.Blocks:
                 parts["sources"] = gr.HTML(elem_id="sources")
                 parts |= lab.layout(label)
         with sheet("models", "models", label) as models_sheet:
-            parts["models_sheet"] = models_sheet.column
             with gr.Tabs(elem_id="models-tabs"):
                 with gr.Tab(label("download_tab"), id="download"):
                     parts |= downloads.layout(label)

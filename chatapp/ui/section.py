@@ -35,6 +35,10 @@ PRESSED = Path(__file__).with_name("scripts") / "pressed" / "pressed.js"
 #: Gradio's sign of work in progress would lie over texts that are still to be read.
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
+#: The class of what is on the page and not shown (style/page.css). Gradio's own `visible` makes the browser draw all of
+#: the page anew, and what else happens in that moment can be lost, with all that comes after it.
+AWAY = "away"
+
 Kept = dict[str, Any]
 """What the browser remembers across a reload: {"conversation": id, "base": preferences.Asked}. A handler that has it as
 an output always returns it: Gradio would store a skip as its value."""
@@ -117,6 +121,11 @@ def hint(html: str) -> str:
 def status(sentence: str) -> str:
     """What was done, for all to see and to hear."""
     return f'<p class="told" role="status">{sentence}</p>'
+
+
+def showing(really: bool, **changes: Any) -> Any:
+    """Shows a component or takes it away, and changes more of it; one that is away at first has AWAY in its layout."""
+    return gr.update(elem_classes=[] if really else [AWAY], **changes)
 
 
 def complain(error: Sentence, language: str) -> str:

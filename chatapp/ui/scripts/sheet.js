@@ -8,12 +8,13 @@ const hide = (sheet, hidden) => {
   if (sheet) sheet.hidden = hidden;
 };
 
-// What opens one (name-open), what closes it, and a download that is loaded, which the chat is for.
+// What opens one (name-open), and what closes it: also a download that is loaded, since one chats with it.
 document.addEventListener("click", ({ target }) => {
   const opener = target.closest("button[id$='-open']");
   if (opener) hide(document.getElementById(opener.id.replace("-open", "-sheet")), false);
-  if (target.closest(".sheet-close, .sheet .do.load")) hide(openSheet(), true);
+  if (target.closest(".sheet-close")) hide(openSheet(), true);
 });
+document.addEventListener("pressed", ({ detail }) => detail === "load" && hide(openSheet(), true));
 
 new MutationObserver(() => {
   const sheet = openSheet();

@@ -6,7 +6,9 @@ let pressed, focused;
 
 const act = (button) => {
   if (button.dataset.sure && !window.confirm(button.dataset.sure)) return;
-  trigger("click", { do: button.dataset.do, id: button.dataset.id });
+  const { do: what, id } = button.dataset;
+  trigger("click", { do: what, id });
+  element.dispatchEvent(new CustomEvent("pressed", { bubbles: true, detail: what }));
 };
 element.addEventListener("pointerdown", (event) => { pressed = keyOf(buttonAt(event)); });
 element.addEventListener("pointercancel", () => { pressed = undefined; });

@@ -34,10 +34,11 @@ from .settings import Settings
 SENTENCES = Path(__file__).parents[1] / "tests" / "data" / "alignment.jsonl"
 MORE_SENTENCES = SENTENCES.with_name("alignment_more.jsonl")
 OTHER_SENTENCES = SENTENCES.with_name("alignment_other.jsonl")  #: another author's
-BLIND_SENTENCES = SENTENCES.with_name("alignment_blind.jsonl")  #: the rest of them, which nothing is fitted to
+AUTHORS_SENTENCES = SENTENCES.with_name("alignment_authors.jsonl")  #: five more authors'
+BLIND_SENTENCES = SENTENCES.with_name("alignment_blind.jsonl")  #: the rest, and a seventh's: not for fitting
 MORE_PASSAGES = SENTENCES.with_name("alignment_passages.jsonl")
-FITTED = (SENTENCES, MORE_SENTENCES, OTHER_SENTENCES)
-HALVES = ("fit", "held-out", "more", "other author", "blind")
+FITTED = (SENTENCES, MORE_SENTENCES, OTHER_SENTENCES, AUTHORS_SENTENCES)
+HALVES = ("fit", "held-out", "more", "other author", *(f"author {n}" for n in (1, 2, 4, 5, 6)), "blind", "blind 2")
 CHANGED = ("number", "name", "negation")
 CANDIDATES = 5  #: passages beside a sentence
 TIMED = 20  #: sentences

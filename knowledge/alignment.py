@@ -33,22 +33,26 @@ def size(words: Sequence[str]) -> float:
 class Place:
     """What a sentence says (`said`) where the passage says something else (`held`).
 
-    before, after: how much of what stands beside it is the same, 0 to 1. moved: words of it that the passage has before
-    the same two words, but elsewhere.
+    before, after: how much of what stands beside it is the same, 0 to 1. left, right: the two words before it and the
+    one behind it that both have, or fewer. moved: words of it that the passage has before the same two words, but
+    elsewhere.
     """
 
     said: tuple[str, ...]
     held: tuple[str, ...]
     before: float
     after: float
+    left: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
     moved: frozenset[str] = frozenset()
 
 
 class Alignment:
     """Tokens of a sentence beside those of a passage's best clauses."""
 
-    def __init__(self, said: Sequence[str], held: Sequence[str]):
-        self._said, self._held = list(said), list(held)
+    def __init__(self, said: Sequence[str], held: Sequence[str], *, whole: bool = False):
+        """whole: `held` is a whole sentence too, so that the two begin at the same place."""
+        self._said, self._held, self._whole = list(said), list(held), whole
         self._blocks = SequenceMatcher(None, said, held, autojunk=False).get_matching_blocks()[:-1]
 
     @property
@@ -58,13 +62,16 @@ class Alignment:
         return sum(block.size for block in self._blocks if block.size > 1 or enough) / max(len(self._said), 1)
 
     def places(self) -> Iterator[Place]:
-        """Where a few words of the sentence stand between words of the passage, but others than there."""
-        for before, after in pairwise(self._blocks):
-            said = self._said[before.a + before.size : after.a]
+        """Where a few words stand between words of the passage, or before the first of them, but others than there."""
+        for before, after in pairwise([*self._whole * [Match(0, 0, 0)], *self._blocks]):
+            start = before.a + before.size
+            said = self._said[start : after.a]
             held = self._held[before.b + before.size : after.b]
             if said and held and size(said) <= _LONGEST and size(held) <= _HELD and not self._is_moved(said):
-                moved = self._moved(before.a + before.size, after.a)
-                yield Place(tuple(said), tuple(held), self._flank(before), self._flank(after), moved)
+                left = self._said[max(before.a, start - 2) : start]
+                right = self._said[after.a : after.a + 1]
+                flanks = self._flank(before), self._flank(after)
+                yield Place(tuple(said), tuple(held), *flanks, tuple(left), tuple(right), self._moved(start, after.a))
 
     @functools.cached_property
     def _held_threes(self) -> set[tuple[str, ...]]:

@@ -30,6 +30,7 @@ _LONGEST_WINDOW = 6  # clauses that a sentence may sum up
 _CLAUSE_COST = 0.03  # of a sentence's words, which another clause must add
 _USUAL_NEARNESS = 0.4
 _LEADS = {"covered": 0.1, "near": _USUAL_NEARNESS, "nearest": _USUAL_NEARNESS}  # usual in a passage that is not the one
+_WHOLE_ORDER = 0.97  # of a sentence in the passage's order: nothing is put in another's place there
 _VERBATIM_COVER, _VERBATIM_ORDER = 0.8, 0.7  # from here on meaning says nothing new
 _STRANGE_COVER, _STRANGE_NEARNESS = 0.1, 0.1  # with less of both a sentence is about none, however far ahead one is
 _SMALL = 0.5  # of a number: what is counted in words may follow from a list, or be no count
@@ -278,13 +279,22 @@ class Match:
     @functools.cached_property
     def _replaced(self) -> claims.Replaced:
         """What stands where the best clauses have something else."""
-        names, held_names = (
-            frozenset(tokens(" ".join(claims.latin_names(text)))) for text in (self.sentence, self._around)
-        )
+        names = frozenset(tokens(" ".join(claims.latin_names(self.sentence)))) | self._first_name
+        held_names = frozenset(tokens(" ".join(claims.latin_names(self._around))))
+        whole = Alignment(self._tokens, tokens(self._around))
+        alignments = [whole]
+        if whole.in_order < _WHOLE_ORDER:
+            alignments.append(Alignment(self._tokens, tokens(self._nearest_sentence), whole=True))
         return claims.Replaced.most(
-            claims.replaced(Alignment(self._tokens, tokens(held)), names, held_names, self.source.folded)
-            for held in (self._around, self._nearest_sentence)
+            claims.replaced(alignment, names, held_names, self.source.folded) for alignment in alignments
         )
+
+    @property
+    def _first_name(self) -> frozenset[str]:
+        """The sentence's first word if it is a name by the capital that the passage writes it with."""
+        first = self._tokens[:1]
+        held = tokens(" ".join(claims.latin_names(self.source.text)))
+        return frozenset(first) & frozenset(held) if self.sentence[:1].isupper() else frozenset()
 
     @property
     def _nearest_sentence(self) -> str:
@@ -356,11 +366,28 @@ class Match:
 
     @property
     def denied(self) -> float:
-        """How surely one of the two denies what the other affirms."""
+        """How surely one of the two denies what the other affirms, where they don't deny equally often: by how much
+        they share."""
+        return 0.0 if self._denies_alike else self._denied
+
+    @property
+    def denied_otherwise(self) -> float:
+        """As `denied`, where they do: then it may be the same thing."""
+        return self._denied if self._denies_alike else 0.0
+
+    @property
+    def _denies_alike(self) -> bool:
+        return len(claims.negations(self.sentence)) == len(claims.negations(self.source.cut(*self._place)))
+
+    @property
+    def _denied(self) -> float:
         added, removed = self.polarity.added, self.polarity.removed
-        return max(
-            added * (0.5 if claims.softened(self._around) else 1),
-            removed * (0.5 if claims.softened(self.sentence) else 1),
+        return (
+            max(
+                added * (0.5 if claims.softened(self._around) else 1),
+                removed * (0.5 if claims.softened(self.sentence) else 1),
+            )
+            * self.covered
         )
 
     @property
@@ -426,45 +453,46 @@ class Rules(NamedTuple):
 RULES = Rules(
     topic=Rule(
         {
-            "covered": 2.85,
-            "in_order": 3.02,
-            "covered_lead": 3.53,
-            "near_lead": 3.18,
-            "nearest_lead": 3.74,
-            "near": -2.14,
-            "nearest": 6.01,
-            "numbers_lacking": -1.61,
+            "covered": 2.43,
+            "in_order": 3.34,
+            "covered_lead": 4.29,
+            "near_lead": 2.91,
+            "nearest_lead": 2.34,
+            "near": -3.85,
+            "nearest": 7.57,
+            "numbers_lacking": -1.48,
         },
-        bias=-5.23,
-        least=0.4,
+        bias=-6.01,
+        least=0.55,
     ),
     sound=Rule(
         {
-            "numbers_lacking": -4.25,
-            "names_lacking": -2.79,
-            "places_lacking": -1.69,
-            "han_names": -3.63,
-            "denied": -6.32,
-            "opposite": -5.63,
-            "replaced_name": -5.02,
-            "replaced": -4.58,
-            "replaced_number": -5.67,
-            "departs": -3.19,
+            "numbers_lacking": -3.46,
+            "names_lacking": -2.89,
+            "places_lacking": -0.88,
+            "han_names": -1.79,
+            "denied": -10.54,
+            "denied_otherwise": -6.99,
+            "opposite": -4.88,
+            "replaced_name": -5.25,
+            "replaced": -3.76,
+            "replaced_number": -6.57,
+            "departs": -1.79,
         },
-        bias=2.57,
+        bias=2.46,
         least=0.65,
     ),
     other=Rule(
         {
-            "near_lead": 4.76,
-            "nearest": 0.73,
-            "nearest_lead": 5.83,
-            "numbers_lacking": -1.12,
-            "numbers_held": 1.46,
-            "places_lacking": -1.04,
+            "near_lead": 4.65,
+            "nearest": 0.94,
+            "nearest_lead": 6.0,
+            "numbers_lacking": -1.26,
+            "numbers_held": 1.45,
+            "places_lacking": -1.19,
         },
-        bias=-1.06,
-        least=0.35,
+        bias=-0.96,
+        least=0.4,
     ),
 )
 

@@ -21,7 +21,7 @@ _CLAUSE_END = re.compile(r"[,，;；:：。！？!?()（）]|\.(?=\s|$)|(?<=[\u3
 
 # Words with a negative character that deny nothing: taken out before negations are looked for.
 _HARMLESS = re.compile(
-    "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|不到|不足|无数|无线|非常|非洲|未来|没收|没落|"
+    "不仅|不但|不只|不光|不断|不同|不久|不少|不过|不满|不幸|不论|不管|不禁|不得不|无论|不到|不足|无数|无线|非常|非洲|未来|没收|没落|无穷|无限|"
     "除非|是非|莫非|分别|区别|特别|级别|类别|性别|差别|个别|别人|别名|别的|别处|别国|别墅|告别|离别|不等|不时|不错|"
     r"\bnot only\b|\bno longer than\b|\bno matter\b|\bnorth\b|\bnotable\b"
 )
@@ -36,10 +36,13 @@ _SOFT = re.compile(
 )
 # How far a negation surely reaches, and how far it may, in Chinese characters and in English words.
 _NEAR, _FAR = (6, 5), (9, 7)
+_NOBODY = frozenset("一你我您自己")  # they name no one, and count nothing
 _CHANCE = 0.34  # of the terms that both have: as many may be turned round by where a reach ends
 _EMPTY = frozenset(
     "a an the of in on at to for from by with and or as that this it its is are was were be been being has have had "
-    "having do does did can could will would should any all than then there which who".split()
+    "having do does did can could will would should any all than then there which who he she they him her them his "
+    "their i we you our your so thus hence still also however but while when where though although because since such "
+    "these those there here via per using used".split()
 )
 
 # What a sentence may turn round; one side of a row against the other.
@@ -88,6 +91,22 @@ _OPPOSITES = tuple(
         "男性|男子/女性|女子",
         "生前/死后",
         "保留|保存|保持|沿用|恢复/废除|取消|拆除|废止|中断|放弃",
+        "得到|获得|提供|答应|出兵|派出/拒绝|拒不|不肯|回绝",
+        "稳定|平稳|安定/不稳|动荡|动摇|波动",
+        "容易|轻易|易于/很难|难以|不易|困难",
+        "便宜|低廉|廉价|省钱/昂贵|高昂|花钱",
+        "有效|见效|奏效/无效|失效",
+        "上游|上升|升高/下游|下降|降低",
+        "出生|诞生/去世|逝世|死亡|病逝",
+        "结婚|成婚|完婚/离婚|离异",
+        "推迟|延后|延期/提前|提早",
+        "赢得|夺得|夺冠|获胜/输掉|失去|落败|丢掉",
+        "分散|分离|分开/集中|合并|聚集",
+        "唯一|单独|独自/多个|共同|一起|联合",
+        "第一|首位|冠军/最后|末位|垫底",
+        "部分|局部/全部|完全|整个",
+        "主要|大多|大部分|多数|大半/少数|少部分|小部分|次要",
+        "可食|能吃|食用/不可|有毒",
         "满|爆满|满座|满员|座无虚席/空|寥寥|冷清",
         "快速|迅速|立即|立刻|马上|急速/缓慢|逐渐|逐步|推迟|延后",
         "新鲜/陈旧|陈腐|久置",
@@ -121,6 +140,25 @@ _OPPOSITES = tuple(
         "include|contain|involve|including/exclude|except|omit|lack|excluding|without",
         "alone|solely|only|exclusively/together|jointly|also|several",
         "inside|internal|indoor|within/outside|external|outdoor|beyond",
+        "stable|stability|stabilize|steady/unstable|instability|destabilize|volatile",
+        "growth|expansion|influx|expanded|grew|increase|increased|rising|raised/shrank|shrinking|contraction|decline|declined|dropped|reduced|reduction|fell|falling|cut",
+        "single|one|sole/both|double|multiple|several|two",
+        "advantage|strength|benefit|asset/disadvantage|weakness|drawback|obstacle|challenge",
+        "easier|easy|easily|simple/harder|difficult|challenge|challenging|difficulty",
+        "reduced|reduces|reduce|lowered|lowers/raised|raises|boosted|increased|easier",
+        "praised|praise|acclaimed|positive|favourable|favorable/criticised|criticized|panned|negative|unfavourable|unfavorable",
+        "profit|profitable|surplus/loss|losses|unprofitable|deficit",
+        "majority|most|mostly|mainly|largely/minority|few|hardly|rarely|little",
+        "born|birth/died|death",
+        "arrived|arrive|arrival/departed|depart|departure|left",
+        "appointed|hired|elected|promoted/dismissed|fired|removed|demoted|resigned",
+        "built|erected|constructed/demolished|destroyed|dismantled",
+        "cheap|cheaper|inexpensive|affordable/expensive|costly|costlier",
+        "visible|seen/invisible|unseen|hidden",
+        "voluntary|voluntarily|willingly/forced|compulsory|unwillingly|reluctantly",
+        "effective|effectively|works/ineffective|useless",
+        "related|linked|associated|connected/unrelated|unconnected",
+        "friendly|friend|ally|allied/hostile|enemy|rival",
         "north|northern/south|southern",
         "east|eastern/west|western",
         "upper|above|over|upwind|upward/lower|below|under|downwind|downward",
@@ -259,7 +297,8 @@ def replaced(alignment: Alignment, said_names: frozenset[str], held_names: froze
     changed: list[str] = []
     turned: list[str] = []
     for place in alignment.places():
-        said = [word for word in place.said if word not in place.held and not _is_empty(word, chinese)]
+        others = set(place.held)
+        said = [word for word in place.said if not _held(word, others) and not _is_empty(word, chinese)]
         turned += _turned_at(place)
         values, others = ({word: _values(word) for word in part if _values(word)} for part in (said, place.held))
         if values and others:
@@ -267,7 +306,7 @@ def replaced(alignment: Alignment, said_names: frozenset[str], held_names: froze
             if apart and not place.moved & values.keys():
                 number = max(number, place.before, place.after)
                 changed += values
-        elif (named := _named(place.said, said_names, held)) and _may_name(place.held, held_names):
+        elif (named := _named(place, said_names, held)) and _may_name(place, held_names):
             name = max(name, place.before, place.after)
             names.append(named)
         elif said and not all(_is_empty(word, chinese) for word in place.held):
@@ -275,11 +314,13 @@ def replaced(alignment: Alignment, said_names: frozenset[str], held_names: froze
     return Replaced(name, words, number, tuple(names), tuple(changed), tuple(turned))
 
 
-def _named(words: Sequence[str], names: frozenset[str], held: str) -> str:
+def _named(place: Place, names: frozenset[str], held: str) -> str:
     """The name that the words of a place are, if they are one. held: a passage that may have it elsewhere."""
-    if latin := [word for word in words if word in names]:
+    if latin := [word for word in place.said if word in names]:
         return " ".join(latin)
-    run = _ENDS.sub("", "".join(words))
+    run = _ENDS.sub("", "".join(place.said))
+    if whole := _part_of_name(run, place):
+        return whole
     if len(run) < 2 or not _HAN_RUN.fullmatch(run) or _UNNAMED.search(run) or _FUNCTION.search(run):
         return ""
     known = any(name in run for names in lexicon().places for name in names.split("|"))
@@ -287,9 +328,26 @@ def _named(words: Sequence[str], names: frozenset[str], held: str) -> str:
     return run if known or rarity(run) >= _RARE or re.search(f"(?:{_KINDS})$", run) else ""
 
 
-def _may_name(words: Sequence[str], names: frozenset[str]) -> bool:
-    runs = _FUNCTION.split("".join(words))
-    return any(word in names for word in words) or any(len(run) > 1 and _HAN_RUN.match(run) for run in runs)
+def _part_of_name(run: str, place: Place) -> str:
+    """The Chinese name of which a place has a part, by the surname before it or by what kind of thing is named."""
+    if not _HAN_RUN.fullmatch(run) or _UNNAMED.search(run) or not _HAN_RUN.fullmatch("".join(place.held)):
+        return ""
+    if len(run) == len("".join(place.held)) == 1 and {run, *place.held} <= _SURNAMES:
+        return run + "".join(place.right)
+    before, behind = "".join(place.left), "".join(place.right)
+    for person in (f"{before}{run}"[-3:], f"{before[-1:]}{run}"[:3], f"{before[-1:]}{run}{behind}"[:3]):
+        if len(person) == 3 and run in person and _HAN_RUN.fullmatch(person) and _is_person(person):
+            return person
+    if len(run) > 1 and rarity(run) >= _RARE and re.fullmatch(_KINDS, behind):
+        return run + behind
+    return ""
+
+
+def _may_name(place: Place, names: frozenset[str]) -> bool:
+    text = "".join(place.held)
+    runs = _FUNCTION.split(text)
+    named = any(word in names for word in place.held) or any(len(run) > 1 and _HAN_RUN.match(run) for run in runs)
+    return named or len(text) == len("".join(place.said)) == 1
 
 
 def _turned_at(place: Place) -> list[str]:
@@ -310,7 +368,7 @@ def _values(word: str) -> set[float]:
 
 def _is_empty(word: str, chinese: bool) -> bool:
     said = bool(_FUNCTION.fullmatch(word)) and not _NEGATORS.match(word)
-    return said or word == "一" or (not chinese and word in _EMPTY)
+    return said or word in _NOBODY or (not chinese and word in _EMPTY)
 
 
 # Names

@@ -8,6 +8,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 
 import knowledge
+from benchmarks.citations import HALVES
 from knowledge.alignment import Alignment, tokens
 from knowledge.cite import Citation, Cited, Citer, Problem, cite, judged
 from knowledge.claims import foreign_places, latin_names, negations, polarity, unknown_names
@@ -264,13 +265,12 @@ def test_without_passages_nothing_is_supported() -> None:
 
 
 def rows() -> list[dict]:
-    files = (DATA / f"alignment{name}.jsonl" for name in ("", "_more", "_other", "_blind"))
+    files = (DATA / f"alignment{name}.jsonl" for name in ("", "_more", "_other", "_authors", "_blind"))
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_sets_parts_share_no_passage() -> None:
-    halves = ("fit", "held-out", "more", "other author", "blind")
-    parts = [{row["base"] for row in rows() if row["half"] == half} for half in halves]
+    parts = [{row["base"] for row in rows() if row["half"] == half} for half in HALVES]
     assert all(parts) and len(set().union(*parts)) == sum(map(len, parts))
 
 

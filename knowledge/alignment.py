@@ -63,7 +63,8 @@ class Alignment:
 
     def places(self) -> Iterator[Place]:
         """Where a few words stand between words of the passage, or before the first of them, but others than there."""
-        for before, after in pairwise([*self._whole * [Match(0, 0, 0)], *self._blocks]):
+        beginning = [Match(0, 0, 0)] if self._whole else []
+        for before, after in pairwise([*beginning, *self._blocks]):
             start = before.a + before.size
             said = self._said[start : after.a]
             held = self._held[before.b + before.size : after.b]

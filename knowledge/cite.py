@@ -366,8 +366,7 @@ class Match:
 
     @property
     def denied(self) -> float:
-        """How surely one of the two denies what the other affirms, where they don't deny equally often: by how much
-        they share."""
+        """How surely one of the two denies what the other affirms, where they don't deny equally often."""
         return 0.0 if self._denies_alike else self._denied
 
     @property
@@ -381,14 +380,10 @@ class Match:
 
     @property
     def _denied(self) -> float:
-        added, removed = self.polarity.added, self.polarity.removed
-        return (
-            max(
-                added * (0.5 if claims.softened(self._around) else 1),
-                removed * (0.5 if claims.softened(self.sentence) else 1),
-            )
-            * self.covered
-        )
+        """It says the more the more words the two share."""
+        added = self.polarity.added * (0.5 if claims.softened(self._around) else 1)
+        removed = self.polarity.removed * (0.5 if claims.softened(self.sentence) else 1)
+        return max(added, removed) * self.covered
 
     @property
     def opposite(self) -> float:

@@ -11,7 +11,7 @@ import knowledge
 from benchmarks.citations import HALVES
 from knowledge.alignment import Alignment, tokens
 from knowledge.cite import Citation, Cited, Citer, Problem, cite, judged
-from knowledge.claims import foreign_places, latin_names, negations, polarity, unknown_names
+from knowledge.claims import foreign_places, latin_names, negations, polarity, replaced, unknown_names
 from knowledge.numbers import lacking, numbers
 from knowledge.sentences import Sentences
 from tests.fakes import HashEmbeddings
@@ -151,7 +151,40 @@ def test_what_came_to_nothing_is_another_thing() -> None:
     assert not cite("The song failed to reach the top ten in 15 countries.", passages, None).supported
 
 
+def test_a_part_of_a_chinese_name_is_told_by_the_rest_of_it() -> None:
+    passage = "433年，文帝派刘义隆的弟弟刘义康去松花江边的彭城。"
+    assert cite("433年，文帝派刘义隆的弟弟刘义康去松花江边的彭城。", [passage], None).supported
+    for changed in ("刘义隆的弟弟刘义恭", "赵义隆的弟弟刘义康"):
+        sentence = passage.replace("刘义隆的弟弟刘义康", changed)
+        citation = cite(sentence, [passage], None)
+        assert not citation.supported and [problem.kind for problem in citation.problems] == ["name"]
+
+
+def test_what_a_sentence_begins_with_is_compared_with_how_its_passage_begins() -> None:
+    passage = "The Guardian praised the label in 2011. The Independent praised the band for its second album in 2012."
+    assert cite("The Guardian praised the label in 2011.", [passage], None).supported
+    changed = cite("The Independent praised the label in 2011.", [passage], None)
+    assert not changed.supported and Problem("name", "independent") in changed.problems
+
+
+def test_a_name_in_the_place_of_a_pronoun_replaces_nothing() -> None:
+    passage = "It is a village. He studied law there, was admitted to the bar in 1772 and set up in Trenton."
+    sentence = "Linn studied law there, was admitted to the bar in 1772 and set up in Trenton."
+    assert replaced(Alignment(tokens(sentence), tokens(passage)), frozenset({"linn"}), frozenset(), passage).name == 0
+    said, held = "It will still contaminate the population.", "It will contaminate the population."
+    assert cite(said, [held], None).supported
+
+
+def test_a_denial_of_the_same_thing_in_other_words_is_none_for_sure() -> None:
+    passage = "Strype did not use the word hockey when he translated the proclamation in 1720."
+    match = Citer([passage], None).matches("Hockey was not among the words that Strype chose for the proclamation.")[0]
+    assert match.denied == 0 < match.denied_otherwise
+    match = Citer([passage], None).matches("Strype did use the word hockey when he translated the proclamation.")[0]
+    assert match.denied > 0 == match.denied_otherwise
+
+
 def test_plain_words_are_no_names() -> None:
+    assert latin_names("Thanks to rain it grew. Besides reviews it has essays.") == []
     assert unknown_names("等级高低并不重要，全省都有些毛病", "") == []
     assert unknown_names("都护府起初交由苏定方掌管", "都护府起初") == ["苏定方"]
     assert latin_names("Whatever he wrote. Letting it be.") == []

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import settings
 from playwright.sync_api import Browser, Playwright, sync_playwright
@@ -30,6 +31,15 @@ FLAGS = [
 #: The same examples in every run, however slow the machine is: what one run finds, the next one shows too.
 settings.register_profile("quatrain", deadline=None, derandomize=True)
 settings.load_profile("quatrain")
+
+
+def pytest_configure() -> None:
+    """The processes that run tests share the processors: with more threads than these they would wait for each other
+    most of the time. What they start has as many. Tests of the kernels' threads say themselves how many."""
+    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max((os.cpu_count() or 1) // processes, 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(tryfirst=True)  # before those marked as slow are left out

@@ -101,6 +101,19 @@ def test_the_language_is_chosen_for_the_whole_page_and_stays(seat: Seat, opening
         expect(page.locator("html")).to_have_attribute("lang", {"en": "en", "zh": "zh-CN"}[seat.language])
 
 
+def test_a_sheet_closes_and_opens_again_also_where_the_app_does_not_answer(seat: Seat, opening: Opening) -> None:
+    with opening(seat) as page:
+        open_sheet(page, seat, "set_general")
+        page.route("**/gradio_api/**", lambda route: None)
+        page.keyboard.press("Escape")
+        expect(page.locator("#settings-sheet")).to_be_hidden()
+        seat.reach(page, "left")
+        page.locator("#settings-open").click()
+        expect(page.locator("#settings-sheet")).to_be_visible()
+        page.locator("#settings-sheet .sheet-close").click()
+        expect(page.locator("#settings-sheet")).to_be_hidden()
+
+
 def background(page: Page) -> int:
     """How bright the page is, 0 to 765."""
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -35,11 +35,9 @@ settings.load_profile("quatrain")
 
 def pytest_configure() -> None:
     """The processes that run tests share the processors: with more threads than these they would wait for each other
-    most of the time. What they start has as many. Tests of the kernels' threads say themselves how many."""
+    most of the time. Tests of the kernels' threads say themselves how many."""
     if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-        threads = max((os.cpu_count() or 1) // processes, 1)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
 
 
 @pytest.hookimpl(tryfirst=True)  # before those marked as slow are left out

@@ -238,6 +238,10 @@ class Source:
     def sentences(self) -> list[str]:
         return [sentence.text for sentence in sentences_of(0, self.text)]
 
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        return _names(self.text)
+
     def cut(self, first: int, last: int) -> str:
         """The text of clauses, from and to (exclusive); those that there are."""
         return self.text[self.clauses[max(0, first)].start : self.clauses[min(last, len(self.clauses)) - 1].end]
@@ -279,11 +283,9 @@ class Match:
     @functools.cached_property
     def _replaced(self) -> claims.Replaced:
         """What stands where the best clauses have something else."""
-        names = frozenset(tokens(" ".join(claims.latin_names(self.sentence)))) | self._first_name
-        held_names = frozenset(tokens(" ".join(claims.latin_names(self._around))))
-        whole = Alignment(self._tokens, tokens(self._around))
-        alignments = [whole]
-        if whole.in_order < _WHOLE_ORDER:
+        names, held_names = _names(self.sentence) | self._first_name, _names(self._around)
+        alignments = [Alignment(self._tokens, tokens(self._around))]
+        if alignments[0].in_order < _WHOLE_ORDER:
             alignments.append(Alignment(self._tokens, tokens(self._nearest_sentence), whole=True))
         return claims.Replaced.most(
             claims.replaced(alignment, names, held_names, self.source.folded) for alignment in alignments
@@ -292,9 +294,7 @@ class Match:
     @property
     def _first_name(self) -> frozenset[str]:
         """The sentence's first word if it is a name by the capital that the passage writes it with."""
-        first = self._tokens[:1]
-        held = tokens(" ".join(claims.latin_names(self.source.text)))
-        return frozenset(first) & frozenset(held) if self.sentence[:1].isupper() else frozenset()
+        return self.source.names.intersection(self._tokens[:1] if self.sentence[:1].isupper() else ())
 
     @property
     def _nearest_sentence(self) -> str:
@@ -500,6 +500,11 @@ def judged(matches: Sequence[Match], rules: Rules = RULES) -> Citation:
     if rules.is_sound(best):
         return Citation((best.span,), supported=True)
     return Citation((best.span,), problems=tuple(best.problems()))
+
+
+def _names(text: str) -> frozenset[str]:
+    """The words (folded) that are names by their capitals."""
+    return frozenset(tokens(" ".join(claims.latin_names(text))))
 
 
 def _telling(sentence: str, sources: Sequence[Source]) -> dict[str, float]:

@@ -330,11 +330,11 @@ def _named(place: Place, names: frozenset[str], held: str) -> str:
 
 def _part_of_name(run: str, place: Place) -> str:
     """The Chinese name of which a place has a part, by the surname before it or by what kind of thing is named."""
-    if not _HAN_RUN.fullmatch(run) or _UNNAMED.search(run) or not _HAN_RUN.fullmatch("".join(place.held)):
+    before, behind, other = ("".join(words) for words in (place.left, place.right, place.held))
+    if not _HAN_RUN.fullmatch(run) or _UNNAMED.search(run) or not _HAN_RUN.fullmatch(other):
         return ""
-    if len(run) == len("".join(place.held)) == 1 and {run, *place.held} <= _SURNAMES:
-        return run + "".join(place.right)
-    before, behind = "".join(place.left), "".join(place.right)
+    if len(run) == len(other) == 1 and {run, other} <= _SURNAMES:
+        return run + behind
     for person in (f"{before}{run}"[-3:], f"{before[-1:]}{run}"[:3], f"{before[-1:]}{run}{behind}"[:3]):
         if len(person) == 3 and run in person and _HAN_RUN.fullmatch(person) and _is_person(person):
             return person
